@@ -1,0 +1,1 @@
+"""Pure functions from kernel records to answers: no I/O, no root."""

@@ -1,0 +1,93 @@
+"""The command line: picks a command, prints errors, exits. Nothing else calls `sys.exit`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol, cast
+
+from tracer import __version__
+from tracer.errors import ExitCode, TracerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {
+    "drops": "which pods lose packets, why and where",
+    "flows": "count every pod's flows and log them",
+    "pods": "which pod does this netns, device or address belong to",
+    "doctor": "what this node can do, and what is missing",
+    "hooks": "every hook, how it attaches here, and what is lost",
+}
+
+EXAMPLES = """\
+examples:
+  tracer doctor                         can this node run tracer?
+  tracer drops                          every dropped packet, live
+  tracer drops --namespace shop -o json the drops of one namespace, for jq
+  tracer flows --write flows.jsonl      a log of every pod's flows
+`tracer COMMAND --help` tells the rest.
+"""
+
+
+class Command(Protocol):
+    """What every module in `tracer.commands` offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's own options."""
+
+    def run(self, args: argparse.Namespace) -> ExitCode:
+        """Run it; raises `TracerError` for what the user can mend."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with our two-line errors instead of the usage text."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise TracerError(message, f"{self.prog} --help")
+
+
+def _main_parser() -> _Parser:
+    parser = _Parser(
+        prog="tracer",
+        description="eBPF node packet tracer for Kubernetes.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tracer {__version__}")
+    commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=commands.lstrip())
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(argv: Sequence[str]) -> ExitCode:
+    chosen = _main_parser().parse_args(argv[:1] or ["--help"])
+    # Only the chosen command is imported: start-up time is a feature.
+    command = cast("Command", importlib.import_module(f"tracer.commands.{chosen.command}"))
+    parser = _Parser(
+        prog=f"tracer {chosen.command}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(argv[1:]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `tracer` script; always raises SystemExit with an `ExitCode`."""
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+    except TracerError as error:
+        lines = [f"error: {error.message}"] + ([f"hint: {error.hint}"] if error.hint else [])
+        print("\n".join(lines), file=sys.stderr)  # noqa: T201 - the one place that reports errors
+        code = ExitCode.UNUSABLE
+    except BrokenPipeError:
+        # The reader of our stdout went away (`tracer … | head`): that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.DONE
+    except KeyboardInterrupt:
+        code = ExitCode.DONE
+    sys.exit(code)

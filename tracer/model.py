@@ -1,0 +1,102 @@
+"""What tracer knows of a node: passive, immutable data that every layer may read.
+
+Network namespaces are named by their inode (`netns`, as in /proc/PID/ns/net and the
+kernel's `net->ns.inum`); a device is named by (`netns`, `ifindex`). Addresses are
+`str` in their canonical text form (RFC 5952 for IPv6), without prefix length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+Record = dict[str, Any]
+"""One flat output record: dotted names (docs/formats.md) to JSON values; unknown is absent."""
+
+DeviceKey = tuple[int, int]
+"""(netns inode, ifindex)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod sandbox on this node, merged from every source that knows it."""
+
+    uid: str
+    namespace: str
+    name: str
+    netns: int | None = None
+    """Inode of its network namespace; None while unknown."""
+    host_network: bool = False
+    addresses: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    sandbox_id: str = ""
+    runtime: str = ""
+    """`containerd`, `cri-o`, …; empty without a CRI socket."""
+    ready: bool = True
+    gone: bool = False
+    """True once the pod has disappeared; its names stay for late events."""
+    sources: tuple[str, ...] = ()
+    """Who told: `cri`, `logs`, `cgroup`, `cni`, `netns`, `proc`, `netlink`."""
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, or the uid where no source knew the name."""
+        return f"{self.namespace}/{self.name}" if self.name else self.uid
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One network device in one network namespace."""
+
+    netns: int
+    ifindex: int
+    name: str
+    kind: str = ""
+    """rtnl kind: `veth`, `bridge`, `vxlan`, …; empty for physical and lo."""
+    mac: str = ""
+    addresses: tuple[str, ...] = ()
+    peer: DeviceKey | None = None
+    """The other end of a veth pair."""
+    master: int | None = None
+    """ifindex of the bridge or bond it is a port of, in the same netns."""
+
+    @property
+    def key(self) -> DeviceKey:
+        """(netns, ifindex)."""
+        return self.netns, self.ifindex
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One network namespace, whoever made it."""
+
+    inode: int
+    name: str = ""
+    """Name under /run/netns or /run/docker/netns, `node` for the node's own; may be empty."""
+    pid: int | None = None
+    """A process that lives in it, if any."""
+    gone: bool = False
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A snapshot of the node; `pods` and every `pod_by_*` index use the pod's uid."""
+
+    name: str
+    netns: int
+    """Inode of the node's own network namespace."""
+    pods: Mapping[str, Pod] = field(default_factory=dict)
+    namespaces: Mapping[int, Namespace] = field(default_factory=dict)
+    devices: Mapping[DeviceKey, Device] = field(default_factory=dict)
+    pod_by_netns: Mapping[int, str] = field(default_factory=dict)
+    pod_by_device: Mapping[DeviceKey, str] = field(default_factory=dict)
+    """Devices in the pod and their veth peers on the node."""
+    pod_by_address: Mapping[str, str] = field(default_factory=dict)
+    """Pod addresses that are unique on this node; never a host-network pod's."""
+    pod_by_cgroup: Mapping[int, str] = field(default_factory=dict)
+    """cgroup v2 id (the directory's inode) → pod; tells host-network pods apart."""
+    warnings: tuple[str, ...] = ()
+    """Sources that could not be read, and what that costs."""
+    version: int = 0
+    """Grows with every change, so that a reader can tell cheaply whether to look again."""

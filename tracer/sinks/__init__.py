@@ -1,0 +1,1 @@
+"""Where records go: text, JSON lines, Hubble JSON."""
