@@ -155,8 +155,9 @@ fill_venv() {
       die "python3 -m venv: $(reason)" "can $root be written to, and is there space?"
   fi
   touch "$venv/incomplete"
-  if ! step "installing tracer's Python packages" "$venv/bin/python" -I -m pip install \
-    --no-input --disable-pip-version-check --editable "$project"; then
+  # PIP_RETRIES, not an option: the pip that pip starts for the build must hear of it too.
+  if ! PIP_RETRIES=1 step "installing tracer's Python packages" "$venv/bin/python" -I -m pip \
+    install --no-input --disable-pip-version-check --editable "$project"; then
     [ -n "$made" ] && rm -rf "$venv" || rm -f "$venv/incomplete"
     die "pip install: $(reason)" "is the network up? then run it again"
   fi
