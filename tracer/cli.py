@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -22,12 +23,16 @@ COMMANDS = {
     "hooks": "every hook, how it attaches here, and what is lost",
 }
 
-EXAMPLES = """\
+EPILOG = """\
+commands:
+{commands}
+
 examples:
-  tracer doctor                         can this node run tracer?
-  tracer drops                          every dropped packet, live
-  tracer drops --namespace shop -o json the drops of one namespace, for jq
-  tracer flows --write flows.jsonl      a log of every pod's flows
+  tracer doctor                          can this node run tracer?
+  tracer drops                           every dropped packet, live
+  tracer drops --namespace shop -o json  the drops of one namespace, for jq
+  tracer flows --write flows.jsonl       a log of every pod's flows
+
 `tracer COMMAND --help` tells the rest.
 """
 
@@ -50,27 +55,37 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _main_parser() -> _Parser:
+    commands = "\n".join(f"  {name:<7} {text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="tracer",
-        description="eBPF node packet tracer for Kubernetes.",
-        epilog=EXAMPLES,
+        usage="tracer COMMAND [OPTION ...]",
+        description="eBPF node packet tracer for Kubernetes: where did my packet die, and why?",
+        epilog=EPILOG.format(commands=commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tracer {__version__}")
-    commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=commands.lstrip())
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     return parser
 
 
+def _known(name: str) -> str:
+    if name in COMMANDS:
+        return name
+    alike = difflib.get_close_matches(name, COMMANDS, n=1)
+    guess = f"; did you mean {alike[0]}?" if alike else ""
+    raise TracerError(f"{name}: no such command{guess}", "tracer --help")
+
+
 def _run(argv: Sequence[str]) -> ExitCode:
-    chosen = _main_parser().parse_args(argv[:1] or ["--help"])
+    name = _known(_main_parser().parse_args(argv[:1] or ["--help"]).command)
     # Only the chosen command is imported: start-up time is a feature.
-    command = cast("Command", importlib.import_module(f"tracer.commands.{chosen.command}"))
+    command = cast("Command", importlib.import_module(f"tracer.commands.{name}"))
     parser = _Parser(
-        prog=f"tracer {chosen.command}",
+        prog=f"tracer {name}",
         description=command.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     command.add_arguments(parser)
     return command.run(parser.parse_args(argv[1:]))

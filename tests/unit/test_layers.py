@@ -1,0 +1,178 @@
+"""The layers of docs/architecture.md, read from the imports of every module."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "tracer"
+
+LAYERS = {
+    # layer: the layers of tracer that it may import, besides itself
+    "__main__": {"cli"},
+    "cli": {"", "commands", "errors"},
+    "commands": {"", "session", "model", "layout", "errors", "kernel", "inventory", "analysis"}
+    | {"sinks"},
+    "session": {"", "model", "layout", "errors", "kernel", "inventory", "analysis", "sinks"},
+    "kernel": {"", "model", "layout", "errors"},
+    "inventory": {"", "model", "layout", "errors"},
+    "analysis": {"", "model", "layout", "errors"},
+    "sinks": {"", "model", "layout", "errors"},
+    "layout": {"errors"},
+    "model": set(),
+    "errors": set(),
+    "": set(),
+}
+"""The empty name is the package itself: `tracer/__init__.py`, which holds the version."""
+
+OWNERS = {
+    # third-party or system module: the only layer that may import it
+    "bcc": "kernel",
+    "ctypes": "kernel",
+    "pyroute2": "inventory",
+    "grpc": "inventory",
+    "google": "inventory",
+    "psutil": "inventory",
+}
+
+NO_IO = {"socket", "subprocess", "mmap", "select", "selectors", "fcntl", "shutil", "tempfile"}
+"""What the pure layer, analysis, has no use for."""
+
+
+def layer_of(module):
+    """Layer of a dotted module name: its first part under `tracer`."""
+    _, _, rest = module.partition(".")
+    return rest.partition(".")[0]
+
+
+def imports(source, module, *, is_package=False):
+    """Dotted names that `source` imports, wherever in it and however written.
+
+    `from tracer import model` may name a module or an attribute: both spellings are yielded
+    where the name is a module of ours.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                kept = len(parts) - node.level + is_package
+                base = ".".join([*parts[:kept], *([base] if base else [])])
+            if base == "tracer":
+                ours = [name.name for name in node.names if is_layer(name.name)]
+                yield from (f"tracer.{name}" for name in ours)
+                if len(ours) == len(node.names):
+                    continue
+            yield base
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in {
+            "import_module",
+            "__import__",
+        }:
+            yield from (literal.value for literal in node.args if isinstance(literal, ast.Constant))
+
+
+def is_layer(name):
+    return bool(name) and name in LAYERS
+
+
+def faults(source, module, *, is_package=False):
+    """What in `source` breaks the layers, one text each."""
+    layer = layer_of(module)
+    for imported in imports(source, module, is_package=is_package):
+        top = imported.split(".")[0]
+        if top == "tracer":
+            target = layer_of(imported)
+            if target != layer and target not in LAYERS[layer]:
+                yield f"{module} imports {imported}: {layer} must not know {target or 'tracer'}"
+        elif OWNERS.get(top, layer) != layer:
+            yield f"{module} imports {imported}: only {OWNERS[top]} may"
+        elif layer == "analysis" and top in NO_IO:
+            yield f"{module} imports {imported}: analysis does no I/O"
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        yield path, ".".join(parts[:-1] if is_package else parts), is_package
+
+
+MODULES = list(modules())
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "is_package"), MODULES, ids=[module for _, module, _ in MODULES]
+)
+def test_imports_follow_the_layers(path, module, is_package):
+    assert layer_of(module) in LAYERS, f"{module} belongs to no layer"
+    assert list(faults(path.read_text(), module, is_package=is_package)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tracer.kernel.load", "from tracer.inventory import scan"),
+        ("tracer.kernel.load", "from ..inventory import scan"),
+        ("tracer.kernel.load", "def f():\n    import tracer.sinks.text"),
+        ("tracer.kernel.load", "from tracer import session"),
+        ("tracer.analysis.explain", "def f():\n    import ctypes.util"),
+        ("tracer.analysis.explain", "import socket"),
+        ("tracer.commands.drops", "import bcc"),
+        ("tracer.commands.drops", "import importlib\nimportlib.import_module('bcc')"),
+        ("tracer.sinks.text", "from pyroute2 import IPRoute"),
+        ("tracer.model", "from tracer.errors import TracerError"),
+        ("tracer.session", "from tracer.cli import main"),
+    ],
+)
+def test_a_forbidden_import_is_seen(module, source):
+    assert list(faults(source, module))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tracer.kernel.load", "import bcc\nimport ctypes as ct\nfrom tracer.layout import layout"),
+        ("tracer.kernel.load", "from . import btf\nfrom .btf import Btf"),
+        ("tracer.inventory.cri", "import grpc\nfrom tracer import model, errors"),
+        ("tracer.cli", "from tracer import __version__\nimport tracer.commands"),
+        ("tracer.commands.drops", "from tracer.session import Session"),
+    ],
+)
+def test_an_allowed_import_is_let_through(module, source):
+    assert list(faults(source, module)) == []
+
+
+def test_no_cycle_between_modules():
+    graph = {
+        module: {
+            name
+            for name in imports(path.read_text(), module, is_package=is_package)
+            if name.split(".")[0] == "tracer"
+        }
+        for path, module, is_package in MODULES
+    }
+    done, stack = set(), []
+
+    def visit(module):
+        assert module not in stack, f"cycle: {' > '.join([*stack, module])}"
+        if module in done:
+            return
+        stack.append(module)
+        for name in graph.get(module, ()):
+            if name != module:
+                visit(name)
+        done.add(stack.pop())
+
+    for module in graph:
+        visit(module)
+
+
+def test_documented_layers_are_these():
+    """docs/architecture.md names every layer, so that the picture cannot grow stale."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    for layer in filter(None, LAYERS):
+        if layer != "__main__":
+            assert re.search(rf"\b{layer}\b", text), f"{layer} is not in docs/architecture.md"
