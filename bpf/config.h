@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What user space settles at compile time (-D): the program is made for this kernel, this
+ * command and this selection, so that nothing is asked per packet that is known before.
+ *
+ *   NODE_NETNS          inode of the node's own network namespace (required)
+ *   TYPED_<hook>        1: the hook is a typed tracepoint, fields are plain loads
+ *   WITH_DROP_EVENTS    send drops through the ring buffer and count them by place
+ *   WITH_FLOWS          count flows at pod devices, and drops by flow
+ *   DROP_REASON         kfree_skb tells a reason (since 5.17, c504e5c2f964)
+ *   DROP_RX_SK          kfree_skb tells the receiving socket (since 6.11, ba8de796baf4)
+ *   SELECT_PODS         only packets of the places and addresses in the maps selected_*
+ *   SELECT_NETNS        only packets that die in this network namespace
+ *   SELECT_INTERFACE    only packets whose device has this name (8 + 8 bytes, see select.bpf.h)
+ *   SELECT_REASONS      only the reasons in the map selected_reasons
+ *   SELECT_PCAP         only packets that pcap_match() accepts
+ */
+#ifndef TRACER_CONFIG_H
+#define TRACER_CONFIG_H
+
+#ifndef RING_PAGES
+#define RING_PAGES 1024 /* 4 MiB: about 8,000 drops */
+#endif
+#ifndef DROP_KEYS
+#define DROP_KEYS 16384
+#endif
+#ifndef DROP_RATE
+#define DROP_RATE 1000 /* drops shown a second and reason; 0: all */
+#endif
+#ifndef MAX_FLOWS
+#define MAX_FLOWS 65536 /* flows per interval */
+#endif
+#ifndef MAX_FLOW_DROPS
+#define MAX_FLOW_DROPS 16384
+#endif
+#ifndef MAX_PLACES
+#define MAX_PLACES 16384
+#endif
+
+#endif

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The records that cross from kernel to user space, and the keys and values of the maps.
+ * This file is the only home of their layout: tracer/layout.py parses it into numpy dtypes.
+ * The parser's rules: fixed-width scalars, arrays, enums, earlier structs; every byte of
+ * padding is written out; one declaration a line.
+ */
+#ifndef TRACER_EVENT_H
+#define TRACER_EVENT_H
+
+#define STACK_FRAMES 24
+#define L2_BYTES 14
+#define PACKET_BYTES 144 /* L2_BYTES of Ethernet header, then the packet from its network header */
+#define IFNAME_BYTES 16
+#define ADDRESS_BYTES 16 /* IPv4 addresses are IPv4-mapped: ::ffff:a.b.c.d */
+
+enum direction {
+	DIRECTION_UNKNOWN = 0,
+	DIRECTION_EGRESS = 1, /* the pod sent it */
+	DIRECTION_INGRESS = 2, /* the pod was to receive it */
+};
+
+/* What could not be told or counted, by source; indexes the map `losses`. */
+enum loss {
+	LOSS_DROP_EVENTS = 0, /* ring buffer full: a drop was counted but not shown */
+	LOSS_DROP_COUNTS = 1, /* map drop_counts full: a drop was neither counted by place nor shown */
+	LOSS_FLOW_DROPS = 2, /* map flow_drops full: a drop is missing from its flow */
+	LOSS_FLOW_OTHER = 3, /* map flow_other full: a packet was not counted at all */
+	LOSS_SOURCES = 4,
+};
+
+enum place_kind {
+	PLACE_POD = 1, /* a network namespace or device that belongs to a selected pod */
+};
+
+/* An L3/L4 flow as its sender wrote it. ICMP: type in sport, code in dport. */
+struct tuple {
+	__u8 saddr[16];
+	__u8 daddr[16];
+	__u16 sport; /* host byte order */
+	__u16 dport; /* host byte order */
+	__u16 ethertype; /* host byte order */
+	__u8 protocol; /* IPPROTO_*; 0 unless IPv4 or IPv6 */
+	__u8 pad;
+};
+
+/* The conntrack entry a packet carried. */
+struct conntrack {
+	struct tuple orig; /* as the connection's opener wrote it, before NAT */
+	struct tuple reply; /* as its answers look before they are translated back */
+	__u32 status; /* enum ip_conntrack_status bits */
+	__u32 mark;
+	__u16 zone;
+	__u8 info; /* enum ip_conntrack_info */
+	__u8 tcp_state; /* enum tcp_conntrack */
+	__u32 present; /* 0: the packet had none */
+};
+
+struct drop_event {
+	__u64 time_ns; /* CLOCK_BOOTTIME */
+	__u64 location; /* address that freed the packet */
+	__u64 skb;
+	__u64 cgroup_id; /* cgroup v2 of the socket, 0 without one */
+	__u64 stack[24]; /* STACK_FRAMES return addresses, innermost first, 0-filled */
+	__u32 reason; /* enum skb_drop_reason, with the subsystem in the upper 16 bits */
+	__u32 netns; /* inode; 0: not known */
+	__u32 ifindex; /* in netns; 0: no device */
+	__u32 iif; /* ifindex of the device the packet came in by */
+	__u32 bytes; /* length from the network header on */
+	__u32 mark;
+	__u16 captured_bytes; /* valid bytes in packet */
+	__u8 direction; /* enum direction, by known pod addresses */
+	__u8 has_mac; /* 1: packet begins with the Ethernet header it really had */
+	__u32 pad;
+	char ifname[16];
+	struct tuple tuple;
+	struct conntrack ct;
+	__u8 packet[144];
+};
+
+/* Every drop is counted under this key, shown or not. */
+struct drop_key {
+	__u64 location;
+	__u32 reason;
+	__u32 netns;
+	__u32 ifindex;
+	__u32 direction;
+	__u8 pod_address[16]; /* the known pod address in the packet, or zero */
+};
+
+struct drop_count {
+	__u64 packets;
+	__u64 bytes;
+	__u64 shown; /* sent through the ring buffer */
+};
+
+/* One second's worth of shown drops of one reason. */
+struct drop_limit {
+	__u64 window; /* CLOCK_BOOTTIME second */
+	__u64 shown;
+};
+
+/* Packets that crossed a pod's device, by direction. */
+struct flow_key {
+	__u32 netns;
+	__u32 ifindex;
+	struct tuple tuple;
+	__u32 direction; /* enum direction */
+};
+
+struct flow_count {
+	__u64 packets;
+	__u64 bytes; /* from the network header on, as netfilter counts them */
+	__u64 first_ns; /* CLOCK_BOOTTIME */
+	__u64 last_ns;
+	__u64 tcp_flags; /* OR of all flags seen */
+};
+
+/* Packets of a pod's flow that died, wherever on the node. */
+struct flow_drop_key {
+	struct flow_key flow; /* netns and ifindex of the place of death */
+	__u32 reason;
+	__u64 location;
+};
+
+/* What did not fit into the flow map, summed by pod end. */
+struct flow_other_key {
+	__u32 netns;
+	__u32 ifindex;
+	__u32 direction;
+	__u32 pad;
+};
+
+#endif

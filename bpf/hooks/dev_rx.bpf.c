@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* dev-rx: tracepoint net:netif_receive_skb, a packet taken from a device. */
+
+int dev_rx(unsigned long long *ctx)
+{
+	const int typed = TYPED_dev_rx;
+	const struct sk_buff *skb = (void *)ctx[0];
+	const struct net_device *dev = LOAD(skb->dev);
+
+	/* The network header is not set yet; data stands where it will be. */
+	flow_packet(typed, skb, dev, LOAD(skb->data), LOAD(skb->len), DIRECTION_INGRESS);
+	return 0;
+}

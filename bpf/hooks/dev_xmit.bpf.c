@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* dev-xmit: tracepoint net:net_dev_start_xmit, a packet handed to a device's driver. */
+
+int dev_xmit(unsigned long long *ctx)
+{
+	const int typed = TYPED_dev_xmit;
+	const struct sk_buff *skb = (void *)ctx[0];
+	const struct net_device *dev = (void *)ctx[1];
+	const __u8 *l3 = LOAD(skb->head) + LOAD(skb->network_header);
+	/* skb->data is at the link header here: len counts it, bytes must not. */
+	__u32 bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data));
+
+	flow_packet(typed, skb, dev, l3, bytes, DIRECTION_EGRESS);
+	return 0;
+}

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* skb-drop: tracepoint skb:kfree_skb, every packet freed because it died. */
+
+#define SKB_CONSUMED 1
+#define AF_INET_ 2
+#define AF_INET6_ 10
+#define AF_PACKET_ 17
+
+/* Netlink and unix sockets carry their messages in skbs too: those are not packets. */
+static __always_inline int is_packet(const struct sock *sk, int has_device)
+{
+	__u16 family = sk ? READ(sk->__sk_common.skc_family) : 0;
+	if (!sk)
+		return has_device;
+	return family == AF_INET_ || family == AF_INET6_ || family == AF_PACKET_ || has_device;
+}
+
+/* Copy the packet from its network header on behind its Ethernet header, true or made up. */
+static __always_inline void capture(const struct sk_buff *skb, struct drop_event *event)
+{
+	__u8 *head = READ(skb->head);
+	__u32 mac = READ(skb->mac_header);
+	__u32 network = READ(skb->network_header);
+	__u32 data = READ(skb->data) - head;
+	__u32 end = READ(skb->tail);
+	__be16 protocol = READ(skb->protocol);
+	__u32 l3_bytes;
+
+	if (!network)
+		network = data;
+	event->bytes = READ(skb->len) + data - network;
+	if (mac != MAC_HEADER_UNSET && mac + L2_BYTES <= network) {
+		event->has_mac = 1;
+		bpf_probe_read_kernel(event->packet, L2_BYTES, head + mac);
+	} else {
+		event->has_mac = 0;
+		__builtin_memset(event->packet, 0, L2_BYTES);
+	}
+	/* A VLAN tag in the frame, an encapsulation: what follows here is what protocol says. */
+	event->packet[12] = protocol & 0xff;
+	event->packet[13] = protocol >> 8;
+	l3_bytes = end > network ? end - network : 0;
+	if (l3_bytes > PACKET_BYTES - L2_BYTES)
+		l3_bytes = PACKET_BYTES - L2_BYTES;
+	if (bpf_probe_read_kernel(event->packet + L2_BYTES, l3_bytes, head + network))
+		l3_bytes = 0;
+	event->captured_bytes = L2_BYTES + l3_bytes;
+	__builtin_memset(&event->tuple, 0, sizeof(event->tuple));
+	event->tuple.ethertype = bpf_ntohs(protocol);
+	read_tuple(head + network, l3_bytes, &event->tuple);
+}
+
+/* Which pod's packet is it? Leaves the address in `key`; returns 1 when that is selected. */
+static __always_inline int find_pod(const struct tuple *tuple, __u32 *direction, __u8 *pod)
+{
+	__u32 source = pod_address(tuple->saddr), destination = pod_address(tuple->daddr);
+
+	*direction = DIRECTION_UNKNOWN;
+	if (source) {
+		*direction = DIRECTION_EGRESS;
+		__builtin_memcpy(pod, tuple->saddr, ADDRESS_BYTES);
+	} else if (destination) {
+		*direction = DIRECTION_INGRESS;
+		__builtin_memcpy(pod, tuple->daddr, ADDRESS_BYTES);
+	}
+	return source == POD_SELECTED || destination == POD_SELECTED;
+}
+
+static __always_inline int drop_selected(const struct drop_event *event, int pod_selected)
+{
+#ifdef SELECT_NETNS
+	if (event->netns != SELECT_NETNS)
+		return 0;
+#endif
+#ifdef SELECT_INTERFACE
+	if (!name_is(event->ifname, SELECT_INTERFACE))
+		return 0;
+#endif
+#ifdef SELECT_REASONS
+	__u32 reason = event->reason;
+	if (!selected_reasons.lookup(&reason))
+		return 0;
+#endif
+#ifdef SELECT_PODS
+	if (!pod_selected && !place_selected(event->netns, event->ifindex))
+		return 0;
+#endif
+#ifdef SELECT_PCAP
+	if (!pcap_match(event->packet, event->captured_bytes, event->bytes + L2_BYTES))
+		return 0;
+#endif
+	return 1;
+}
+
+/* Fill in where the packet was; returns 0 when it is no packet of a network. */
+static __always_inline int locate(const struct sk_buff *skb, const struct sock *rx_sk,
+				  struct drop_event *event)
+{
+	struct net_device *dev = READ(skb->dev);
+	struct sock *sk = rx_sk ?: READ(skb->sk);
+	struct place place = {};
+	int has_device = device_place(dev, &place);
+	__u32 iif = READ(skb->skb_iif);
+
+	if (!is_packet(sk, has_device))
+		return 0;
+	__builtin_memset(event->ifname, 0, IFNAME_BYTES);
+	/* A receiving socket is sure; skb->dev may be stale by then. A sender's socket is not
+	 * the place: the packet keeps it after it left the sender's namespace. */
+	if (rx_sk && (!has_device || place.netns != socket_netns(rx_sk))) {
+		place.netns = socket_netns(rx_sk);
+		place.ifindex = iif;
+	} else if (has_device) {
+		bpf_probe_read_kernel_str(event->ifname, IFNAME_BYTES, dev->name);
+	} else {
+		place.netns = route_netns(skb) ?: socket_netns(sk);
+		place.ifindex = iif;
+	}
+	event->netns = place.netns;
+	event->ifindex = place.ifindex;
+	event->iif = iif;
+	event->cgroup_id = socket_cgroup(sk);
+	return 1;
+}
+
+#ifdef WITH_DROP_EVENTS
+/* At most DROP_RATE events a second and reason, so that a flood hides nothing rare. Two CPUs
+ * may open a window at once: the limit is soft, the counts are not. */
+static __always_inline int may_show(__u32 reason, __u64 now_ns)
+{
+	struct drop_limit first = {.window = now_ns / 1000000000, .shown = 1};
+	struct drop_limit *limit;
+
+	if (!DROP_RATE)
+		return 1;
+	limit = drop_limits.lookup(&reason);
+	if (!limit) {
+		drop_limits.update(&reason, &first);
+		return 1;
+	}
+	if (limit->window != first.window) {
+		limit->window = first.window;
+		limit->shown = 0;
+	}
+	if (limit->shown >= DROP_RATE)
+		return 0;
+	__sync_fetch_and_add(&limit->shown, 1);
+	return 1;
+}
+
+static __always_inline struct drop_count *drop_counter(struct drop_key *key)
+{
+	struct drop_count zero = {};
+	struct drop_count *count = drop_counts.lookup(key);
+
+	if (count)
+		return count;
+	drop_counts.update(key, &zero);
+	return drop_counts.lookup(key);
+}
+
+static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
+					struct drop_event *event, struct drop_key *key)
+{
+	struct drop_count *count = drop_counter(key);
+
+	if (!count) {
+		lose(LOSS_DROP_COUNTS);
+		return;
+	}
+	count->packets += 1;
+	count->bytes += event->bytes;
+	if (!may_show(event->reason, event->time_ns))
+		return;
+	event->skb = (__u64)skb;
+	event->mark = READ(skb->mark);
+	__builtin_memset(&event->ct, 0, sizeof(event->ct));
+	read_conntrack(READ(skb->_nfct), &event->ct);
+	__builtin_memset(event->stack, 0, sizeof(event->stack));
+	bpf_get_stack(ctx, event->stack, sizeof(event->stack), 0);
+	if (drop_events.ringbuf_output(event, sizeof(*event), 0))
+		lose(LOSS_DROP_EVENTS);
+	else
+		count->shown += 1;
+}
+#endif
+
+#ifdef WITH_FLOWS
+static __always_inline void count_flow_drop(const struct sk_buff *skb,
+					    const struct drop_event *event)
+{
+	struct flow_drop_key key = {};
+	struct drop_count first = {.packets = 1, .bytes = event->bytes};
+	struct drop_count *count;
+	int slot = 0;
+	void *map = flow_drops.lookup(&slot);
+
+	if (!map)
+		return;
+	key.flow.netns = event->netns;
+	key.flow.ifindex = event->ifindex;
+	key.flow.direction = event->direction;
+	key.flow.tuple = event->tuple;
+	read_sender_tuple(READ(skb->_nfct), &key.flow.tuple);
+	key.reason = event->reason;
+	key.location = event->location;
+	count = bpf_map_lookup_elem_(map, &key);
+	if (!count && bpf_map_update_elem_(map, &key, &first, BPF_NOEXIST) == 0)
+		return;
+	if (!count)
+		count = bpf_map_lookup_elem_(map, &key);
+	if (!count) {
+		lose(LOSS_FLOW_DROPS);
+		return;
+	}
+	count->packets += 1;
+	count->bytes += event->bytes;
+}
+#endif
+
+int skb_drop(unsigned long long *ctx)
+{
+	struct sk_buff *skb = (void *)ctx[0];
+	struct sock *rx_sk = NULL;
+	struct drop_key key = {};
+	struct drop_event *event;
+	int slot = 0, pod_selected;
+
+#ifdef DROP_RX_SK
+	rx_sk = (void *)ctx[3];
+#endif
+#ifdef DROP_REASON
+	key.reason = ctx[2];
+	if (key.reason <= SKB_CONSUMED)
+		return 0;
+#endif
+	event = scratch.lookup(&slot);
+	if (!event || !locate(skb, rx_sk, event))
+		return 0;
+	key.location = event->location = ctx[1];
+	event->reason = key.reason;
+	key.netns = event->netns;
+	key.ifindex = event->ifindex;
+	capture(skb, event);
+	pod_selected = find_pod(&event->tuple, &key.direction, key.pod_address);
+	event->direction = key.direction;
+	if (!drop_selected(event, pod_selected))
+		return 0;
+	event->time_ns = bpf_ktime_get_boot_ns();
+#ifdef WITH_DROP_EVENTS
+	report_drop(ctx, skb, event, &key);
+#endif
+#ifdef WITH_FLOWS
+	count_flow_drop(skb, event);
+#endif
+	return 0;
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The kernel's types. Normally they come from the running kernel's BTF with bcc's header tree
+ * (docs/headers.md), complete before this line; where only kernel headers are installed, from
+ * these, and what BTF would have told of optional fields, from the kernel's configuration.
+ */
+#ifdef KERNEL_HEADERS
+#include <linux/skbuff.h>
+#include <linux/netdevice.h>
+#include <net/sock.h>
+#include <net/dst.h>
+#include <net/netfilter/nf_conntrack.h>
+#ifdef CONFIG_NF_CONNTRACK_MARK
+#define HAS_nf_conn__mark 1
+#endif
+#ifdef CONFIG_NF_CONNTRACK_ZONES
+#define HAS_nf_conn__zone 1
+#endif
+#endif

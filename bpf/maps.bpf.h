@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Every map, and the few functions that keep them. */
+#ifndef TRACER_MAPS_H
+#define TRACER_MAPS_H
+
+BPF_PERCPU_ARRAY(losses, __u64, LOSS_SOURCES);
+
+static __always_inline void lose(int source)
+{
+	__u64 *count = losses.lookup(&source);
+	if (count)
+		*count += 1;
+}
+
+/* What user space selected, kept up to date as pods come and go. */
+BPF_TABLE("hash", struct place, __u32, selected_places, MAX_PLACES);
+/* Every address of a pod on this node: 1, or 2 when its pod is selected. */
+struct address {
+	__u8 bytes[ADDRESS_BYTES];
+};
+BPF_TABLE("hash", struct address, __u32, pod_addresses, MAX_PLACES);
+BPF_TABLE("hash", __u32, __u32, selected_reasons, 256);
+
+/* The drop being looked at: larger than a BPF stack. */
+BPF_PERCPU_ARRAY(scratch, struct drop_event, 1);
+
+#ifdef WITH_DROP_EVENTS
+BPF_RINGBUF_OUTPUT(drop_events, RING_PAGES);
+BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts, DROP_KEYS);
+BPF_TABLE("hash", __u32, struct drop_limit, drop_limits, 512);
+#endif
+
+#ifdef WITH_FLOWS
+/*
+ * Two generations of every flow map: programs fill the one that the outer map names, user
+ * space reads and empties the other. Writing to an outer map waits for the programs that
+ * still run (maybe_wait_bpf_programs, since 4.20), so nothing is counted behind the reader.
+ */
+BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_0, MAX_FLOWS);
+BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_1, MAX_FLOWS);
+BPF_ARRAY_OF_MAPS(flows, "flows_0", 1);
+BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, MAX_FLOW_DROPS);
+BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);
+BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);
+BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other, MAX_PLACES);
+#endif
+
+#endif

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Reads of sk_buff, devices, headers and conntrack, the same for every way of attaching. */
+#ifndef TRACER_SKB_H
+#define TRACER_SKB_H
+
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
+#define PROC_DYNAMIC_FIRST 0xf0000000U /* the first inode a namespace can have */
+#define ARPHRD_ETHER 1
+#define MAC_HEADER_UNSET 0xffff
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+#define NFCT_PTRMASK (~7ULL)
+
+#ifndef IPPROTO_TCP
+#define IPPROTO_HOPOPTS 0
+#define IPPROTO_ICMP 1
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+#define IPPROTO_DCCP 33
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_ICMPV6 58
+#define IPPROTO_DSTOPTS 60
+#define IPPROTO_SCTP 132
+#define IPPROTO_UDPLITE 136
+#endif
+
+/* A read that may fail, from any kernel address: 0 when it does. */
+#define READ(expression)                                                         \
+	({                                                                       \
+		typeof(expression) value_ = 0;                                   \
+		bpf_probe_read_kernel(&value_, sizeof(value_), &(expression));   \
+		value_;                                                          \
+	})
+
+/*
+ * A field behind a tracepoint argument. Typed programs load it directly, checked by the
+ * verifier, a fault reading as 0; the others go through the helper. `typed` is a constant
+ * in the scope of the caller.
+ */
+#define LOAD(expression) (typed ? (expression) : READ(expression))
+
+struct place {
+	__u32 netns;
+	__u32 ifindex;
+};
+
+static __always_inline __u32 net_inode(const struct net *net)
+{
+	return net ? READ(net->ns.inum) : 0;
+}
+
+/* skb->dev shares its memory with other things once a socket owns the packet: believe it
+ * only if what it leads to can be a device. */
+static __always_inline int device_place(const struct net_device *dev, struct place *place)
+{
+	if (!dev)
+		return 0;
+	__u32 netns = net_inode(READ(dev->nd_net.net));
+	int ifindex = READ(dev->ifindex);
+	if (netns < PROC_DYNAMIC_FIRST && netns != NODE_NETNS)
+		return 0;
+	if (ifindex <= 0)
+		return 0;
+	place->netns = netns;
+	place->ifindex = ifindex;
+	return 1;
+}
+
+static __always_inline __u32 socket_netns(const struct sock *sk)
+{
+	return sk ? net_inode(READ(sk->__sk_common.skc_net.net)) : 0;
+}
+
+/* The namespace of the route, where neither device nor socket is left. */
+static __always_inline __u32 route_netns(const struct sk_buff *skb)
+{
+	struct dst_entry *dst = (void *)(READ(skb->_skb_refdst) & ~1UL);
+	struct net_device *dev = dst ? READ(dst->dev) : NULL;
+	struct place place = {};
+	return device_place(dev, &place) ? place.netns : 0;
+}
+
+static __always_inline __u64 socket_cgroup(const struct sock *sk)
+{
+#ifdef HAS_sock_cgroup_data__cgroup
+	__u8 state = sk ? READ(sk->__sk_common.skc_state) : 0;
+	/* TIME_WAIT and NEW_SYN_RECV are not full sockets: they have no cgroup. */
+	if (!sk || state == 6 || state == 12)
+		return 0;
+	struct cgroup *cgroup = READ(sk->sk_cgrp_data.cgroup);
+	struct kernfs_node *kn = cgroup ? READ(cgroup->kn) : NULL;
+	return kn ? READ(kn->id) : 0;
+#else
+	return 0;
+#endif
+}
+
+static __always_inline void mapped_address(__u8 *to, const void *ipv4)
+{
+	*(__u16 *)(to + 10) = 0xffff;
+	*(__u32 *)(to + 12) = *(__u32 *)ipv4;
+}
+
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
+	       protocol == IPPROTO_DCCP || protocol == IPPROTO_UDPLITE;
+}
+
+static __always_inline void set_ports(struct tuple *tuple, const __u8 *l4)
+{
+	if (has_ports(tuple->protocol)) {
+		tuple->sport = l4[0] << 8 | l4[1];
+		tuple->dport = l4[2] << 8 | l4[3];
+	} else if (tuple->protocol == IPPROTO_ICMP || tuple->protocol == IPPROTO_ICMPV6) {
+		tuple->sport = l4[0];
+		tuple->dport = l4[1];
+	}
+}
+
+/* IPv6 headers that may stand before the transport header. */
+static __always_inline int is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_FRAGMENT;
+}
+
+/* Follow up to four extension headers; returns the offset of the transport header from l3,
+ * or 0 when there is none to read (a later fragment, a chain cut short). */
+static __always_inline __u32 skip_extensions(const void *l3, __u32 linear_bytes, __u8 *next)
+{
+	__u32 offset = 40;
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		__u8 header[8] = {};
+		if (!is_extension(*next))
+			return offset;
+		if (offset + sizeof(header) > linear_bytes)
+			return 0;
+		bpf_probe_read_kernel(header, sizeof(header), l3 + offset);
+		if (*next == IPPROTO_FRAGMENT && (header[2] || header[3] & 0xf8)) {
+			*next = header[0];
+			return 0;
+		}
+		offset += *next == IPPROTO_FRAGMENT ? 8 : (header[1] + 1) * 8;
+		*next = header[0];
+	}
+	return is_extension(*next) ? 0 : offset;
+}
+
+/*
+ * Fill `tuple` from the headers at `l3`; returns the TCP flags seen, if any. Every skb's
+ * linear part is followed by skb_shared_info (320 bytes), so a fixed-size read cannot leave
+ * the allocation; `linear_bytes` says how much of it is packet.
+ */
+static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struct tuple *tuple)
+{
+	__u8 header[56];
+	__u32 l4 = 0;
+
+	if (tuple->ethertype != ETH_P_IP && tuple->ethertype != ETH_P_IPV6)
+		return 0;
+	if (linear_bytes < 20 || bpf_probe_read_kernel(header, sizeof(header), l3))
+		return 0;
+	if (tuple->ethertype == ETH_P_IP) {
+		tuple->protocol = header[9];
+		mapped_address(tuple->saddr, header + 12);
+		mapped_address(tuple->daddr, header + 16);
+		if ((header[6] << 8 | header[7]) & IPV4_FRAGMENT_OFFSET)
+			return 0;
+		l4 = (header[0] & 0xf) * 4;
+		if (l4 == 20 && linear_bytes >= 34) {
+			set_ports(tuple, header + 20);
+			return tuple->protocol == IPPROTO_TCP ? header[33] : 0;
+		}
+	} else {
+		if (linear_bytes < 40)
+			return 0;
+		tuple->protocol = header[6];
+		__builtin_memcpy(tuple->saddr, header + 8, 16);
+		__builtin_memcpy(tuple->daddr, header + 24, 16);
+		if (!is_extension(tuple->protocol) && linear_bytes >= 54) {
+			set_ports(tuple, header + 40);
+			return tuple->protocol == IPPROTO_TCP ? header[53] : 0;
+		}
+		l4 = skip_extensions(l3, linear_bytes, &tuple->protocol);
+	}
+	/* Options, extension headers, or a packet too short for the fast path. */
+	if (!l4 || l4 + 4 > linear_bytes || bpf_probe_read_kernel(header, 4, l3 + l4))
+		return 0;
+	set_ports(tuple, header);
+	if (tuple->protocol != IPPROTO_TCP || l4 + 14 > linear_bytes ||
+	    bpf_probe_read_kernel(header, 1, l3 + l4 + 13))
+		return 0;
+	return header[0];
+}
+
+static __always_inline void read_nf_tuple(const struct nf_conntrack_tuple *from, struct tuple *to)
+{
+	struct nf_conntrack_tuple tuple;
+
+	bpf_probe_read_kernel(&tuple, sizeof(tuple), from);
+	to->protocol = tuple.dst.protonum;
+	if (tuple.src.l3num == 2) {
+		to->ethertype = ETH_P_IP;
+		mapped_address(to->saddr, &tuple.src.u3.ip);
+		mapped_address(to->daddr, &tuple.dst.u3.ip);
+	} else {
+		to->ethertype = ETH_P_IPV6;
+		__builtin_memcpy(to->saddr, &tuple.src.u3, 16);
+		__builtin_memcpy(to->daddr, &tuple.dst.u3, 16);
+	}
+	if (has_ports(to->protocol)) {
+		to->sport = bpf_ntohs(tuple.src.u.all);
+		to->dport = bpf_ntohs(tuple.dst.u.all);
+	} else if (to->protocol == IPPROTO_ICMP || to->protocol == IPPROTO_ICMPV6) {
+		to->sport = tuple.dst.u.icmp.type;
+		to->dport = tuple.dst.u.icmp.code;
+	}
+}
+
+/* The sender's tuple of a packet that conntrack knows: what it wrote before any NAT. */
+static __always_inline int read_sender_tuple(__u64 nfct, struct tuple *tuple)
+{
+	struct nf_conn *ct = (void *)(nfct & NFCT_PTRMASK);
+	__u32 info = nfct & ~NFCT_PTRMASK;
+
+	/* An ICMP error is RELATED to a connection: the tuple is not the packet's own. */
+	if (!ct || info == IP_CT_RELATED || info == IP_CT_RELATED_REPLY)
+		return 0;
+	read_nf_tuple(&ct->tuplehash[info >= IP_CT_IS_REPLY].tuple, tuple);
+	return 1;
+}
+
+static __always_inline void read_conntrack(__u64 nfct, struct conntrack *to)
+{
+	struct nf_conn *ct = (void *)(nfct & NFCT_PTRMASK);
+
+	if (!ct)
+		return;
+	to->present = 1;
+	to->info = nfct & ~NFCT_PTRMASK;
+	to->status = READ(ct->status);
+#ifdef HAS_nf_conn__mark
+	to->mark = READ(ct->mark);
+#endif
+#ifdef HAS_nf_conn__zone
+	to->zone = READ(ct->zone.id);
+#endif
+	read_nf_tuple(&ct->tuplehash[0].tuple, &to->orig);
+	read_nf_tuple(&ct->tuplehash[1].tuple, &to->reply);
+	if (to->orig.protocol == IPPROTO_TCP)
+		to->tcp_state = READ(ct->proto.tcp.state);
+}
+
+#endif

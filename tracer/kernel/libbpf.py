@@ -1,0 +1,117 @@
+"""libbpf's stable C API through ctypes: program load, attachment, maps.
+
+libbpf is a dependency of the distribution's bcc already. What it offers is detected by
+presence; `typed_tracepoints_reason` says why the typed way is closed, where it is.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import os
+from functools import cache
+
+from tracer.errors import TracerError
+
+BPF_PROG_TYPE_RAW_TRACEPOINT = 17
+BPF_PROG_TYPE_TRACING = 26
+BPF_TRACE_RAW_TP = 23
+LOG_BYTES = 1 << 18
+
+# mov r0, 0; exit
+EMPTY_PROGRAM = bytes.fromhex("b7000000000000009500000000000000")
+
+
+class ProgLoadOpts(ct.Structure):
+    """struct bpf_prog_load_opts of libbpf 1.0; `sz` makes it safe with newer ones."""
+
+    _fields_ = (
+        ("sz", ct.c_size_t),
+        ("attempts", ct.c_int),
+        ("expected_attach_type", ct.c_int),
+        ("prog_btf_fd", ct.c_uint32),
+        ("prog_flags", ct.c_uint32),
+        ("prog_ifindex", ct.c_uint32),
+        ("kern_version", ct.c_uint32),
+        ("attach_btf_id", ct.c_uint32),
+        ("attach_prog_fd", ct.c_uint32),
+        ("attach_btf_obj_fd", ct.c_uint32),
+        ("fd_array", ct.c_void_p),
+        ("func_info", ct.c_void_p),
+        ("func_info_cnt", ct.c_uint32),
+        ("func_info_rec_size", ct.c_uint32),
+        ("line_info", ct.c_void_p),
+        ("line_info_cnt", ct.c_uint32),
+        ("line_info_rec_size", ct.c_uint32),
+        ("log_level", ct.c_uint32),
+        ("log_size", ct.c_uint32),
+        ("log_buf", ct.c_char_p),
+    )
+
+
+@cache
+def library() -> ct.CDLL:
+    """libbpf, the system's or the one bundled with bcc; raises TracerError without any."""
+    for name in ("libbpf.so.1", "libbpf.so.0", "libbcc_bpf.so.0"):
+        try:
+            return ct.CDLL(name, use_errno=True)
+        except OSError:
+            continue
+    raise TracerError("libbpf: not found", "install libbpf (Debian: libbpf1, Fedora: libbpf)")
+
+
+def check(result: int) -> int:
+    """A libbpf result as it is, or OSError: 1.x returns -errno, 0.x -1 with errno set."""
+    if result >= 0:
+        return result
+    errno = ct.get_errno() or -result
+    raise OSError(errno, os.strerror(errno))
+
+
+def typed_tracepoints_reason() -> str:
+    """Why libbpf cannot load typed tracepoints; empty when it can.
+
+    Before libbpf 0.7 `bpf_prog_load` was another function with other arguments.
+    """
+    lib = library()
+    if not hasattr(lib, "libbpf_major_version") or not hasattr(lib, "libbpf_find_vmlinux_btf_id"):
+        return "libbpf is older than 0.7"
+    return ""
+
+
+def load_typed(name: str, instructions: bytes, tracepoint: str) -> int:
+    """Load a BPF_PROG_TYPE_TRACING program for a typed tracepoint; returns its fd.
+
+    Raises OSError; the verifier's last lines are in its `strerror`.
+    """
+    lib = library()
+    btf_id = check(lib.libbpf_find_vmlinux_btf_id(tracepoint.encode(), BPF_TRACE_RAW_TP))
+    opts = ProgLoadOpts(
+        sz=ct.sizeof(ProgLoadOpts),
+        expected_attach_type=BPF_TRACE_RAW_TP,
+        attach_btf_id=btf_id,
+    )
+    return _load(BPF_PROG_TYPE_TRACING, name, instructions, opts)
+
+
+def _load(kind: int, name: str, instructions: bytes, opts: ProgLoadOpts) -> int:
+    lib = library()
+    arguments = (kind, name.encode(), b"GPL", instructions, ct.c_size_t(len(instructions) // 8))
+    try:
+        return check(lib.bpf_prog_load(*arguments, ct.byref(opts)))
+    except OSError:
+        # Again, with the verifier's words: it costs nothing when all is well.
+        log = ct.create_string_buffer(LOG_BYTES)
+        opts.log_level, opts.log_size = 1, LOG_BYTES
+        opts.log_buf = ct.cast(log, ct.c_char_p)
+        try:
+            return check(lib.bpf_prog_load(*arguments, ct.byref(opts)))
+        except OSError as error:
+            told = log.value.decode(errors="replace").strip().splitlines()
+            cause = " | ".join(told[-4:])
+            raise OSError(error.errno, f"{error.strerror}: {cause}") from error
+
+
+def attach_raw_tracepoint(program_fd: int, tracepoint: str | None = None) -> int:
+    """Attach; typed programs name their tracepoint at load time. Returns the link's fd."""
+    name = None if tracepoint is None else tracepoint.encode()
+    return check(library().bpf_raw_tracepoint_open(name, program_fd))

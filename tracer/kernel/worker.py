@@ -1,0 +1,237 @@
+"""The short-lived process that compiles with bcc, loads, attaches, hands over and ends.
+
+LLVM is about 100 MB resident and dead weight after the load, so it never enters the
+long-lived process. Called as `python -m tracer.kernel.worker FD`: reads one Program as JSON
+from stdin, answers on the Unix socket FD with one JSON line and the descriptors of maps,
+programs and links (SCM_RIGHTS), in the order that the answer names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes as ct
+import json
+import os
+import socket
+import sys
+import tempfile
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tracer.errors import TracerError
+from tracer.kernel import libbpf
+from tracer.kernel.headers import KernelTypes, ensure
+from tracer.kernel.hooks import HOOKS, RAW, TYPED, Hook, Way
+from tracer.kernel.program import Attached, MapInfo, Program
+from tracer.kernel.source import splice
+from tracer.layout import bpf_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BCC_HINT = "Debian/Ubuntu: apt-get install python3-bpfcc; Fedora/RHEL: dnf install python3-bcc"
+
+
+def _typed_refusal(tracepoint: str) -> str:
+    """Why the typed way to `tracepoint` is closed here; empty when it is open."""
+    reason = libbpf.typed_tracepoints_reason()
+    if reason:
+        return reason
+    try:
+        os.close(libbpf.load_typed("probe", libbpf.EMPTY_PROGRAM, tracepoint))
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _choose(hook: Hook, forced: str | None) -> tuple[Way, list[str]]:
+    """The first way of `hook` that this kernel lets us take, and why not those before it."""
+    refused: list[str] = []
+    for way in hook.ways:
+        if forced and way.kind != forced:
+            continue
+        reason = _typed_refusal(way.target) if way.kind == TYPED else ""
+        if not reason:
+            return way, refused
+        refused.append(f"{way.kind}: {reason}")
+    raise TracerError(
+        f"hook {hook.name}: no way to attach ({'; '.join(refused) or f'{forced} is unknown'})",
+        "tracer hooks tells what this kernel offers",
+    )
+
+
+def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[str]:
+    """The compiler's flags: settings, how each hook attaches, what its arguments are."""
+    defines = dict(program.defines)
+    for hook in HOOKS:
+        if hook.name in ways:
+            defines[f"TYPED_{hook.program}"] = str(int(ways[hook.name].kind == TYPED))
+    arguments = types.tracepoints.get("kfree_skb", ())
+    if "enum skb_drop_reason" in arguments:
+        defines["DROP_REASON"] = "1"
+    if "struct sock *" in arguments:
+        defines["DROP_RX_SK"] = "1"
+    if types.origin == "headers":
+        defines["KERNEL_HEADERS"] = "1"
+    return ["-Wno-everything"] + [f"-D{name}={text or 1}" for name, text in defines.items()]
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """bcc and LLVM write their complaints to descriptor 2: keep them for the error."""
+    lines: list[str] = []
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            lines += caught.read().decode(errors="replace").splitlines()
+
+
+def _declare(lib: ct.CDLL) -> None:
+    """Give ctypes the types of the functions that bcc's Python layer leaves undeclared."""
+    lib.bpf_num_tables.argtypes, lib.bpf_num_tables.restype = [ct.c_void_p], ct.c_size_t
+    for function, result in (
+        (lib.bpf_table_name, ct.c_char_p),
+        (lib.bpf_table_fd_id, ct.c_int),
+        (lib.bpf_table_type_id, ct.c_int),
+        (lib.bpf_table_key_size_id, ct.c_size_t),
+        (lib.bpf_table_leaf_size_id, ct.c_size_t),
+        (lib.bpf_table_max_entries_id, ct.c_size_t),
+    ):
+        function.argtypes, function.restype = [ct.c_void_p, ct.c_size_t], result
+
+
+class Object:
+    """A compiled BPF object: its maps exist, its programs are not loaded yet."""
+
+    def __init__(self, text: str, flags: list[str], types: KernelTypes) -> None:
+        """Compile; raises TracerError with the compiler's first error."""
+        os.environ["BCC_KERNEL_SOURCE"] = str(types.source_dir)
+        try:
+            from bcc import BPF  # noqa: PLC0415 - after BCC_KERNEL_SOURCE is set
+            from bcc.libbcc import lib  # noqa: PLC0415
+        except ImportError as error:
+            raise TracerError(f"bcc: {error}", BCC_HINT) from error
+        _declare(lib)
+        self._lib = lib
+        complaints: list[str] = []
+        try:
+            with _captured_stderr() as complaints:
+                self._bpf = BPF(text=text, cflags=flags)
+        except Exception as error:
+            told = next((line for line in complaints if "error:" in line), str(error))
+            raise TracerError(f"bcc: compile: {told}", "report this with `tracer doctor`") from error
+
+    def instructions(self, function: str) -> bytes:
+        """The BPF instructions of one function."""
+        name = function.encode()
+        start = self._lib.bpf_function_start(self._bpf.module, name)
+        return ct.string_at(start, self._lib.bpf_function_size(self._bpf.module, name))
+
+    def load_raw(self, function: str) -> int:
+        """Load as a raw tracepoint program through bcc; returns its fd."""
+        loaded = self._bpf.load_func(function, libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT)
+        return int(loaded.fd)
+
+    def maps(self) -> list[tuple[MapInfo, int]]:
+        """Every map with its fd."""
+        module, lib = self._bpf.module, self._lib
+        return [
+            (
+                MapInfo(
+                    name=lib.bpf_table_name(module, index).decode(),
+                    kind=lib.bpf_table_type_id(module, index),
+                    key_bytes=lib.bpf_table_key_size_id(module, index),
+                    value_bytes=lib.bpf_table_leaf_size_id(module, index),
+                    max_entries=lib.bpf_table_max_entries_id(module, index),
+                ),
+                lib.bpf_table_fd_id(module, index),
+            )
+            for index in range(lib.bpf_num_tables(module))
+        ]
+
+
+def _attach(built: Object, hook: Hook, way: Way) -> tuple[int, int]:
+    """Load and attach one hook; returns (program fd, link fd). Raises OSError."""
+    if way.kind == TYPED:
+        code = built.instructions(hook.program)
+        program_fd = libbpf.load_typed(hook.program, code, way.target)
+        return program_fd, libbpf.attach_raw_tracepoint(program_fd)
+    try:
+        program_fd = built.load_raw(hook.program)
+    except Exception as error:
+        raise OSError(0, str(error)) from error
+    return program_fd, libbpf.attach_raw_tracepoint(program_fd, way.target)
+
+
+def _load(program: Program) -> tuple[dict[str, Any], list[int]]:
+    """Compile, load and attach; a typed program that the verifier refuses goes raw."""
+    types = ensure()
+    hooks = [hook for hook in HOOKS if hook.name in program.hooks]
+    chosen = {hook.name: _choose(hook, program.attach.get(hook.name)) for hook in hooks}
+    while True:
+        ways = {name: way for name, (way, _) in chosen.items()}
+        text = splice(bpf_dir(), [hook.program for hook in hooks], program.pcap_match)
+        built = Object(text, _flags(program, ways, types), types)
+        attached: list[Attached] = []
+        descriptors: list[int] = []
+        for hook in hooks:
+            way, refused = chosen[hook.name]
+            try:
+                descriptors += _attach(built, hook, way)
+            except OSError as error:
+                chosen[hook.name] = _next_way(hook, way, [*refused, f"{way.kind}: {error}"])
+                break
+            attached.append(Attached(hook.name, way.kind, way.target, way.costs, tuple(refused)))
+        else:
+            return _answer(built, attached, descriptors, types)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _next_way(hook: Hook, failed: Way, refused: list[str]) -> tuple[Way, list[str]]:
+    rest = hook.ways[hook.ways.index(failed) + 1 :]
+    if not rest:
+        raise TracerError(
+            f"hook {hook.name}: cannot load: {refused[-1]}",
+            "tracer doctor tells what this kernel lacks",
+        )
+    return rest[0], refused
+
+
+def _answer(
+    built: Object, attached: list[Attached], descriptors: list[int], types: KernelTypes
+) -> tuple[dict[str, Any], list[int]]:
+    maps = built.maps()
+    answer = {
+        "maps": [asdict(info) for info, _ in maps],
+        "attached": [asdict(way) for way in attached],
+        "drop_reasons": {str(value): name for value, name in types.drop_reasons.items()},
+        "warnings": list(types.warnings),
+    }
+    return answer, [fd for _, fd in maps] + descriptors
+
+
+def main() -> None:
+    """Serve one request."""
+    reply = socket.socket(fileno=int(sys.argv[1]))
+    descriptors: list[int] = []
+    try:
+        answer, descriptors = _load(Program(**json.load(sys.stdin)))
+    except TracerError as error:
+        answer = {"error": error.message, "hint": error.hint}
+    message = json.dumps(answer).encode()
+    socket.send_fds(reply, [len(message).to_bytes(4, "little")], descriptors)
+    reply.sendall(message)
+    reply.close()
+    # Skip bcc's and LLVM's tear-down: every descriptor is handed over or closed by the exit.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
