@@ -9,9 +9,9 @@
  *   WITH_FLOWS          count flows at pod devices, and drops by flow
  *   DROP_REASON         kfree_skb tells a reason (since 5.17, c504e5c2f964)
  *   DROP_RX_SK          kfree_skb tells the receiving socket (since 6.11, ba8de796baf4)
- *   SELECT_PODS         only packets of the places and addresses in the maps selected_*
+ *   SELECT_PODS         only packets of the places, addresses and cgroups in the maps selected_*
  *   SELECT_NETNS        only packets that die in this network namespace
- *   SELECT_INTERFACE    only packets whose device has this name (8 + 8 bytes, see select.bpf.h)
+ *   SELECT_INTERFACE    only packets whose device has this name (as two 64-bit numbers)
  *   SELECT_REASONS      only the reasons in the map selected_reasons
  *   SELECT_PCAP         only packets that pcap_match() accepts
  */
@@ -19,7 +19,7 @@
 #define TRACER_CONFIG_H
 
 #ifndef RING_PAGES
-#define RING_PAGES 1024 /* 4 MiB: about 8,000 drops */
+#define RING_PAGES 1024 /* 4 MiB: about 7,000 drops */
 #endif
 #ifndef DROP_KEYS
 #define DROP_KEYS 16384

@@ -29,10 +29,6 @@ enum loss {
 	LOSS_SOURCES = 4,
 };
 
-enum place_kind {
-	PLACE_POD = 1, /* a network namespace or device that belongs to a selected pod */
-};
-
 /* An L3/L4 flow as its sender wrote it. ICMP: type in sport, code in dport. */
 struct tuple {
 	__u8 saddr[16];
@@ -73,6 +69,7 @@ struct drop_event {
 	__u8 has_mac; /* 1: packet begins with the Ethernet header it really had */
 	__u32 pad;
 	char ifname[16];
+	__u8 pod_address[16]; /* the known pod address of the packet or its connection, or zero */
 	struct tuple tuple;
 	struct conntrack ct;
 	__u8 packet[144];
@@ -81,11 +78,12 @@ struct drop_event {
 /* Every drop is counted under this key, shown or not. */
 struct drop_key {
 	__u64 location;
+	__u64 cgroup_id; /* of a socket of the node's own namespace, for host-network pods */
 	__u32 reason;
 	__u32 netns;
 	__u32 ifindex;
 	__u32 direction;
-	__u8 pod_address[16]; /* the known pod address in the packet, or zero */
+	__u8 pod_address[16]; /* as in drop_event */
 };
 
 struct drop_count {

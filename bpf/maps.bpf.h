@@ -20,6 +20,8 @@ struct address {
 };
 BPF_TABLE("hash", struct address, __u32, pod_addresses, MAX_PLACES);
 BPF_TABLE("hash", __u32, __u32, selected_reasons, 256);
+/* cgroups of selected host-network pods. */
+BPF_TABLE("hash", __u64, __u32, selected_cgroups, MAX_PLACES);
 
 /* The drop being looked at: larger than a BPF stack. */
 BPF_PERCPU_ARRAY(scratch, struct drop_event, 1);

@@ -50,20 +50,37 @@ static __always_inline void capture(const struct sk_buff *skb, struct drop_event
 	read_tuple(head + network, l3_bytes, &event->tuple);
 }
 
-/* Which pod's packet is it? Leaves the address in `key`; returns 1 when that is selected. */
-static __always_inline int find_pod(const struct tuple *tuple, __u32 *direction, __u8 *pod)
+/* Whose packet is it, if `tuple` tells? Returns 1 when that pod is selected. */
+static __always_inline int find_pod(const struct tuple *tuple, struct drop_event *event)
 {
 	__u32 source = pod_address(tuple->saddr), destination = pod_address(tuple->daddr);
 
-	*direction = DIRECTION_UNKNOWN;
 	if (source) {
-		*direction = DIRECTION_EGRESS;
-		__builtin_memcpy(pod, tuple->saddr, ADDRESS_BYTES);
+		event->direction = DIRECTION_EGRESS;
+		__builtin_memcpy(event->pod_address, tuple->saddr, ADDRESS_BYTES);
 	} else if (destination) {
-		*direction = DIRECTION_INGRESS;
-		__builtin_memcpy(pod, tuple->daddr, ADDRESS_BYTES);
+		event->direction = DIRECTION_INGRESS;
+		__builtin_memcpy(event->pod_address, tuple->daddr, ADDRESS_BYTES);
 	}
 	return source == POD_SELECTED || destination == POD_SELECTED;
+}
+
+/* By the packet's own addresses, else by those its connection had before NAT. */
+static __always_inline int attribute(const struct sk_buff *skb, struct drop_event *event)
+{
+	int selected;
+
+	event->direction = DIRECTION_UNKNOWN;
+	__builtin_memset(event->pod_address, 0, ADDRESS_BYTES);
+	__builtin_memset(&event->ct, 0, sizeof(event->ct));
+	read_conntrack(READ(skb->_nfct), &event->ct);
+	selected = find_pod(&event->tuple, event);
+	if (event->direction || !event->ct.present)
+		return selected;
+	selected = find_pod(&event->ct.orig, event);
+	if (event->direction && event->ct.info >= IP_CT_IS_REPLY)
+		event->direction = DIRECTION_EGRESS + DIRECTION_INGRESS - event->direction;
+	return selected;
 }
 
 static __always_inline int drop_selected(const struct drop_event *event, int pod_selected)
@@ -82,7 +99,8 @@ static __always_inline int drop_selected(const struct drop_event *event, int pod
 		return 0;
 #endif
 #ifdef SELECT_PODS
-	if (!pod_selected && !place_selected(event->netns, event->ifindex))
+	if (!pod_selected && !place_selected(event->netns, event->ifindex) &&
+	    !selected_cgroups.lookup(&event->cgroup_id))
 		return 0;
 #endif
 #ifdef SELECT_PCAP
@@ -160,9 +178,21 @@ static __always_inline struct drop_count *drop_counter(struct drop_key *key)
 }
 
 static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
-					struct drop_event *event, struct drop_key *key)
+					struct drop_event *event)
 {
-	struct drop_count *count = drop_counter(key);
+	struct drop_key key = {
+		.location = event->location,
+		.reason = event->reason,
+		.netns = event->netns,
+		.ifindex = event->ifindex,
+		.direction = event->direction,
+	};
+	struct drop_count *count;
+
+	if (event->netns == NODE_NETNS)
+		key.cgroup_id = event->cgroup_id;
+	__builtin_memcpy(key.pod_address, event->pod_address, ADDRESS_BYTES);
+	count = drop_counter(&key);
 
 	if (!count) {
 		lose(LOSS_DROP_COUNTS);
@@ -174,8 +204,6 @@ static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
 		return;
 	event->skb = (__u64)skb;
 	event->mark = READ(skb->mark);
-	__builtin_memset(&event->ct, 0, sizeof(event->ct));
-	read_conntrack(READ(skb->_nfct), &event->ct);
 	__builtin_memset(event->stack, 0, sizeof(event->stack));
 	bpf_get_stack(ctx, event->stack, sizeof(event->stack), 0);
 	if (drop_events.ringbuf_output(event, sizeof(*event), 0))
@@ -222,33 +250,29 @@ int skb_drop(unsigned long long *ctx)
 {
 	struct sk_buff *skb = (void *)ctx[0];
 	struct sock *rx_sk = NULL;
-	struct drop_key key = {};
 	struct drop_event *event;
-	int slot = 0, pod_selected;
+	__u32 reason = 0;
+	int slot = 0;
 
 #ifdef DROP_RX_SK
 	rx_sk = (void *)ctx[3];
 #endif
 #ifdef DROP_REASON
-	key.reason = ctx[2];
-	if (key.reason <= SKB_CONSUMED)
+	reason = ctx[2];
+	if (reason <= SKB_CONSUMED)
 		return 0;
 #endif
 	event = scratch.lookup(&slot);
 	if (!event || !locate(skb, rx_sk, event))
 		return 0;
-	key.location = event->location = ctx[1];
-	event->reason = key.reason;
-	key.netns = event->netns;
-	key.ifindex = event->ifindex;
+	event->location = ctx[1];
+	event->reason = reason;
 	capture(skb, event);
-	pod_selected = find_pod(&event->tuple, &key.direction, key.pod_address);
-	event->direction = key.direction;
-	if (!drop_selected(event, pod_selected))
+	if (!drop_selected(event, attribute(skb, event)))
 		return 0;
 	event->time_ns = bpf_ktime_get_boot_ns();
 #ifdef WITH_DROP_EVENTS
-	report_drop(ctx, skb, event, &key);
+	report_drop(ctx, skb, event);
 #endif
 #ifdef WITH_FLOWS
 	count_flow_drop(skb, event);
