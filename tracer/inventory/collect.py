@@ -1,0 +1,139 @@
+"""Asks every source but the CRI, remembering what need not be asked again."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Collection
+
+from tracer.inventory import files, namespaces, rtnl
+from tracer.inventory.facts import CniResult, Facts, Paths, PodLog, View
+from tracer.inventory.processes import Reader, read_inode
+
+if TYPE_CHECKING:
+    from tracer.inventory.facts import NamedNetns, Process
+
+
+@dataclass(slots=True)
+class Collector:
+    """The local sources. One thread at a time may use it."""
+
+    paths: Paths
+    sources: Collection[str]
+    views: dict[int, View] = field(default_factory=dict)
+    """netns inode → its devices; kept current by `follow`, forgotten by `forget`."""
+    stamps: tuple[int, ...] = ()
+    """Directory times of the last `collect`; compare with `read_stamps`."""
+    _reader: Reader | None = None
+    _logs: tuple[PodLog, ...] = ()
+    _cni: tuple[CniResult, ...] = ()
+    _warnings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def node_netns(self) -> tuple[int, str]:
+        """(inode, path) of the node's netns: init's, or ours where init's is hidden."""
+        for process in ("1", "self"):
+            path = f"{self.paths.proc}/{process}/ns/net"
+            try:
+                if (inode := read_inode(path)) is not None:
+                    return inode, path
+            except FileNotFoundError:
+                continue
+        return 0, ""
+
+    def collect(self) -> Facts:
+        """Everything known now, without the CRI's part."""
+        self._read_directories()
+        processes = self._processes()
+        named = self._named()
+        node, path = self.node_netns()
+        if "netlink" in self.sources:
+            self._read_views(node, self._handles(node, path, processes, named))
+        return Facts(
+            node_name=socket.gethostname(),
+            node_netns=node,
+            pod_logs=self._logs,
+            cni_results=self._cni,
+            processes=processes,
+            named=named,
+            views=self.views,
+            warnings=tuple(w for some in self._warnings.values() for w in some),
+        )
+
+    def follow(self, events: socket.socket) -> bool:
+        """Apply every waiting netlink event; True where one changed what we know."""
+        node, _ = self.node_netns()
+        changed = False
+        while True:
+            try:
+                data, notes, _, _ = events.recvmsg(rtnl.RECEIVE_BYTES, socket.CMSG_SPACE(4))
+            except BlockingIOError:
+                return changed
+            except OSError:  # ENOBUFS: events were lost, so every view may be stale
+                self.forget()
+                return True
+            view = self.views.get(self._origin(node, notes))
+            for kind, offset in rtnl.messages(data):
+                changed |= view is None or rtnl.apply(view, kind, data, offset)
+
+    def forget(self) -> None:
+        """Read every namespace anew the next time."""
+        self.views.clear()
+
+    def read_stamps(self) -> tuple[int, ...]:
+        """When the directories of names last changed: cheap enough to look every second."""
+        paths = self.paths
+        return files.stamps((paths.pod_logs, *paths.cni_results, *paths.named_netns))
+
+    def _origin(self, node: int, notes: list[tuple[int, int, bytes]]) -> int:
+        """The netns an event comes from; 0 where its id is not known yet."""
+        for level, kind, value in notes:
+            if (level, kind) == (rtnl.SOL_NETLINK, rtnl.NETLINK_LISTEN_ALL_NSID):
+                nsids = self.views[node].nsids if node in self.views else {}
+                return nsids.get(struct.unpack("=i", value)[0], 0)
+        return node
+
+    def _read_directories(self) -> None:
+        stamps = self.read_stamps()
+        if stamps == self.stamps:
+            return
+        self.stamps = stamps
+        if "logs" in self.sources:
+            self._logs = files.pod_logs(self.paths.pod_logs)
+        if "cni" in self.sources:
+            self._cni, self._warnings["cni"] = files.cni_results(self.paths.cni_results)
+
+    def _processes(self) -> tuple[Process, ...]:
+        if not {"proc", "cgroup"} & set(self.sources):
+            return ()
+        if self._reader is None:
+            self._reader = Reader(self.paths.proc, self.paths.cgroups)
+        processes, self._warnings["proc"] = self._reader.read()
+        return processes
+
+    def _named(self) -> tuple[NamedNetns, ...]:
+        if "netns" not in self.sources:
+            return ()
+        return files.named_netns(self.paths.named_netns, self.paths.proc)
+
+    def _handles(
+        self, node: int, path: str, processes: tuple[Process, ...], named: tuple[NamedNetns, ...]
+    ) -> dict[int, str]:
+        """netns inode → a path that opens it, the node's own first."""
+        handles = {node: path}
+        handles |= {name.inode: name.path for name in named if name.inode != node}
+        for process in processes:
+            if process.netns is not None:
+                handles.setdefault(process.netns, f"{self.paths.proc}/{process.pid}/ns/net")
+        return handles
+
+    def _read_views(self, node: int, handles: dict[int, str]) -> None:
+        for inode in self.views.keys() - handles.keys():
+            del self.views[inode]
+        missing = {inode: path for inode, path in handles.items() if inode not in self.views}
+        if missing:
+            views, self._warnings["netlink"] = namespaces.read_views(missing, node, handles[node])
+            self.views.update(views)
+            namespaces.join_unknown(self.views, handles)
+        if node in self.views:
+            namespaces.learn_neighbours(self.views, node)

@@ -1,0 +1,172 @@
+"""The live model of the node: scan once, or follow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Collection
+
+from tracer.inventory import namespaces
+from tracer.inventory.collect import Collector
+from tracer.inventory.facts import SOURCES, Facts, Paths
+from tracer.inventory.linger import Deadlines, linger
+from tracer.inventory.merge import merge
+from tracer.model import Node
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tracer.inventory.cri_follow import Follower
+
+LOOK_S = 1.0
+"""How often to look at the directories' times, which nothing tells us of."""
+POLL_S = 10.0
+"""How often to look at everything, for what tells nobody (a new process in an old cgroup)."""
+GAP_S = 0.05
+"""Least time between two refreshes."""
+SHARE = 1 / 20
+"""Most of one CPU that refreshes may take while events keep coming."""
+IDLE_SHARE = 1 / 400
+"""Most of one CPU that the poll may take."""
+STOP_S = 0.08
+
+_log = logging.getLogger(__name__)
+
+
+class Inventory:
+    """Which pod does this netns, device, address and cgroup belong to.
+
+    `sources` limits what is asked (names of `facts.SOURCES`; all by default). `node` may be
+    read from any thread; everything else belongs to the thread that made the object.
+    """
+
+    def __init__(self, sources: Collection[str] | None = None, paths: Paths | None = None) -> None:
+        self._sources = tuple(SOURCES if sources is None else sources)
+        self._paths = paths or Paths()
+        self._collector = Collector(self._paths, self._sources)
+        self._cri: Follower | None = None
+        self._node: Node | None = None
+        self._deadlines = Deadlines()
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poked = False
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    @property
+    def node(self) -> Node:
+        """The latest snapshot; scans if there is none yet."""
+        return self._node or self.scan()
+
+    def scan(self) -> Node:
+        """Read everything now, whatever was known; never raises for a missing source."""
+        cri = self._follower()
+        asking = threading.Thread(target=cri.refresh, name="cri-scan", daemon=True)
+        asking.start()
+        with self._lock:
+            self._collector.forget()
+            facts = self._collector.collect()
+            asking.join()
+            return self._publish(facts)
+
+    def start(self, on_change: Callable[[Node], None] | None = None) -> None:
+        """Follow the node in the background; `on_change` is called there with each new `Node`."""
+        cri = self._follower()
+        for work, argument in ((self._run, on_change), (cri.run, self._nudge)):
+            thread = threading.Thread(target=work, args=(argument,), daemon=True)
+            thread.name = f"inventory-{len(self._threads)}"
+            self._threads.append(thread)
+            thread.start()
+
+    def poke(self) -> None:
+        """Refresh soon: an event names something unknown. Cheap, any thread, any number."""
+        self._follower().poke()
+        if not self._poked:
+            self._poked = True
+            self._nudge()
+
+    def stop(self) -> None:
+        """Stop following, within 0.1 s; `node` stays readable."""
+        self._stopped.set()
+        if self._cri:
+            self._cri.stop()
+        self._nudge()
+        deadline = time.monotonic() + STOP_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._threads.clear()
+
+    def _nudge(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _follower(self) -> Follower:
+        if self._cri is None:
+            sockets = self._paths.cri_sockets if "cri" in self._sources else ()
+            # grpc costs 20 MB and 60 ms: only a node with a runtime pays them.
+            from tracer.inventory.cri_follow import Follower  # noqa: PLC0415
+
+            self._cri = Follower(sockets)
+        return self._cri
+
+    def _publish(self, facts: Facts) -> Node:
+        cri = self._follower()
+        facts = replace(facts, sandboxes=cri.sandboxes, warnings=facts.warnings + cri.warnings)
+        before = self._node
+        node = linger(merge(facts), before, self._deadlines, time.monotonic())
+        if before is None or replace(node, version=before.version) != before:
+            self._node = replace(node, version=before.version + 1 if before else 1)
+        assert self._node is not None  # noqa: S101 - for mypy: set above or before
+        return self._node
+
+    def _run(self, on_change: Callable[[Node], None] | None) -> None:
+        try:
+            events = self._open_events()
+            with self._lock:
+                self._collector.forget()  # what changed before the socket was open is unheard
+            seen = self._node
+            while not self._stopped.is_set():
+                started = time.monotonic()
+                with self._lock:
+                    node = self._publish(self._collector.collect())
+                cost = time.monotonic() - started
+                if node is not seen and on_change:
+                    on_change(node)
+                seen = node
+                self._stopped.wait(max(GAP_S, cost / SHARE))
+                self._wait(events, time.monotonic() + max(POLL_S, cost / IDLE_SHARE))
+        except Exception:
+            if not self._stopped.is_set():
+                _log.exception("inventory: stopped following the node; names may become stale")
+
+    def _open_events(self) -> socket.socket | None:
+        inode, path = self._collector.node_netns()
+        if "netlink" not in self._sources or not path:
+            return None
+        return namespaces.open_events(path, inode)
+
+    def _wait(self, events: socket.socket | None, deadline: float) -> None:
+        """Until something changed, somebody asked, or the deadline."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if events:
+            poll.register(events, select.POLLIN)
+        while not self._stopped.is_set() and (left := deadline - time.monotonic()) > 0:
+            ready = {fd for fd, _ in poll.poll(min(left, LOOK_S) * 1000)}
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+                self._poked = False
+                return
+            if events and events.fileno() in ready:
+                with self._lock:
+                    changed = self._collector.follow(events)
+                if changed:
+                    self._follower().poke()
+                    return
+            elif self._collector.read_stamps() != self._collector.stamps:
+                self._follower().poke()
+                return

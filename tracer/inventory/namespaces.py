@@ -1,0 +1,161 @@
+"""The devices of every network namespace, and how they are joined.
+
+`setns` is called only in threads made for it, which end without coming back: no thread of
+anybody else ever changes its namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Iterator
+
+from pyroute2.netns import setns
+
+from tracer.inventory import rtnl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tracer.inventory.facts import View
+
+
+def read_views(
+    handles: Mapping[int, str], node: int, node_path: str
+) -> tuple[dict[int, View], tuple[str, ...]]:
+    """(netns inode → its devices, warnings) for each handle (inode → path to open).
+
+    A namespace that ended meanwhile, or whose path now leads to another, is left out.
+    """
+    views: dict[int, View] = {}
+    failures: list[str] = []
+
+    def work() -> None:
+        with ExitStack() as stack:
+            fd = stack.enter_context(_opened(node_path, node))
+            for inode, path in handles.items():
+                try:
+                    with _socket_in(path, inode) as sock:
+                        views[inode] = rtnl.read_view(sock, fd, node)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                except OSError as error:
+                    failures.append(f"{path}: {os.strerror(error.errno or 0)}")
+
+    _in_thread(work)
+    if not failures:
+        return views, ()
+    text = f"netlink: {len(failures)} namespaces could not be read ({failures[0]})"
+    return views, (f"{text}; their devices and addresses are unknown",)
+
+
+def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
+    """Find the inodes behind namespace ids that are not the node's (pod to pod veths).
+
+    Asks only for namespaces that hold a matching other end, so on most nodes for none.
+    """
+    wanted = {
+        inode: ends for inode, view in views.items() if (ends := _candidates(inode, view, views))
+    }
+    if not wanted:
+        return
+
+    def work() -> None:
+        for inode, others in wanted.items():
+            try:
+                with _socket_in(handles[inode], inode) as sock:
+                    for other in others:
+                        with _opened(handles[other], other) as fd:
+                            nsid = rtnl.read_nsid(sock, fd)
+                        if nsid is not None:
+                            views[inode].nsids[nsid] = other
+            except (OSError, KeyError):
+                continue  # gone meanwhile: the next refresh reads what is left
+
+    _in_thread(work)
+
+
+def learn_neighbours(views: Mapping[int, View], node: int) -> None:
+    """Fill in which netns each of the node's ids means, from what the other ends tell."""
+    ours = views[node]
+    ours.nsids.clear()
+    for inode, view in views.items():
+        for link in view.links.values():
+            if inode == node or link.link_nsid is None or view.nsids.get(link.link_nsid) != node:
+                continue
+            end = ours.links.get(link.link or 0)
+            if end and end.link == link.ifindex and end.link_nsid is not None:
+                ours.nsids[end.link_nsid] = inode
+
+
+def open_events(path: str, inode: int) -> rtnl.socket.socket:
+    """A socket for the changes in one namespace and its neighbours (`rtnl.open_events`)."""
+    made: list[rtnl.socket.socket] = []
+
+    def work() -> None:
+        _enter(path, inode)
+        made.append(rtnl.open_events())
+
+    _in_thread(work)
+    return made[0]
+
+
+def _candidates(inode: int, view: View, views: Mapping[int, View]) -> list[int]:
+    ends = {
+        (link.link, link.ifindex)
+        for link in view.links.values()
+        if link.link_nsid is not None and link.link_nsid not in view.nsids
+    }
+    if not ends:
+        return []
+    known = set(view.nsids.values()) | {inode}
+    return [
+        other
+        for other, theirs in views.items()
+        if other not in known
+        and any((link.ifindex, link.link) in ends for link in theirs.links.values())
+    ]
+
+
+@contextmanager
+def _opened(path: str, inode: int) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            raise FileNotFoundError(path)  # the path has been reused for another namespace
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _socket_in(path: str, inode: int) -> Iterator[rtnl.socket.socket]:
+    _enter(path, inode)
+    with rtnl.open_socket() as sock:
+        yield sock
+
+
+def _enter(path: str, inode: int) -> None:
+    """Move this thread into a namespace; where it is already, no right is needed."""
+    if os.stat("/proc/thread-self/ns/net").st_ino == inode:
+        return
+    with _opened(path, inode) as fd:
+        setns(fd)
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    """Run `work` in a thread of its own to its end; raises what it raised."""
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=guarded, name="netns-reader", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
