@@ -8,7 +8,11 @@ kernel's `net->ns.inum`); a device is named by (`netns`, `ifindex`). Addresses a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Record = dict[str, Any]
 """One flat output record: dotted names (docs/formats.md) to JSON values; unknown is absent."""
@@ -100,3 +104,26 @@ class Node:
     """Sources that could not be read, and what that costs."""
     version: int = 0
     """Grows with every change, so that a reader can tell cheaply whether to look again."""
+
+
+class State(str, Enum):
+    """What a finding means for running tracer, best first."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    """Runs, but the finding's detail says what is lost."""
+    MISSING = "missing"
+    """Cannot run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `tracer doctor` looked at on this node."""
+
+    check: str
+    """What was looked at: `btf`, `bcc`, `cri /run/containerd/containerd.sock`, …"""
+    state: State
+    detail: str
+    """What was found; what is lost, unless the state is ok."""
+    hint: str = ""
+    """What to do about it; empty when there is nothing to do."""

@@ -1,0 +1,91 @@
+"""How each hook would attach here: an empty program, attached for an instant, way by way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from tracer.errors import TracerError
+from tracer.kernel import headers, libbpf
+from tracer.kernel.hooks import HOOKS, TYPED, Hook, Way
+from tracer.kernel.probe import load_empty
+
+
+@dataclass(frozen=True, slots=True)
+class HookProbe:
+    """What was found out about one hook."""
+
+    hook: Hook
+    way: Way | None
+    """The first way that works here; None when none does."""
+    tried: bool
+    """False without the right to load programs: `way` is then what BTF promises."""
+    refused: tuple[str, ...] = ()
+    """`way: why not`, of each way before `way`."""
+
+
+def probe_hooks() -> tuple[HookProbe, ...]:
+    """Probe every hook of the table, in its order. Nothing stays attached."""
+    if may_load():
+        return tuple(_probe(hook) for hook in HOOKS)
+    known = _tracepoints()
+    return tuple(_promise(hook, known) for hook in HOOKS)
+
+
+def may_load() -> bool:
+    """Whether this process may load programs, so that ways can be tried."""
+    try:
+        os.close(load_empty())
+    except (OSError, TracerError):
+        return False
+    return True
+
+
+def refusal(way: Way) -> str:
+    """Why `way` is closed here; empty when an empty program could be loaded and attached."""
+    try:
+        if way.kind == TYPED:
+            program = libbpf.load_typed("probe", libbpf.EMPTY_PROGRAM, way.target)
+        else:
+            program = load_empty()
+    except OSError as error:
+        return _words(error)
+    try:
+        os.close(libbpf.attach_raw_tracepoint(program, None if way.kind == TYPED else way.target))
+    except OSError as error:
+        return _words(error)
+    finally:
+        os.close(program)
+    return ""
+
+
+def _words(error: OSError) -> str:
+    """ENOENT is the kernel's (and libbpf's) way to say that it has no such tracepoint."""
+    if error.errno in (errno.ENOENT, errno.ESRCH):
+        return "this kernel has no such tracepoint"
+    return str(error.strerror)
+
+
+def _probe(hook: Hook) -> HookProbe:
+    refused: list[str] = []
+    for way in hook.ways:
+        reason = refusal(way)
+        if not reason:
+            return HookProbe(hook, way, tried=True, refused=tuple(refused))
+        refused.append(f"{way.kind} {way.target}: {reason}")
+    return HookProbe(hook, None, tried=True, refused=tuple(refused))
+
+
+def _tracepoints() -> frozenset[str]:
+    """Return the raw tracepoints in BTF; none where it cannot be read."""
+    try:
+        return frozenset(headers.ensure().tracepoints)
+    except TracerError:
+        return frozenset()
+
+
+def _promise(hook: Hook, known: frozenset[str]) -> HookProbe:
+    way = next((way for way in hook.ways if way.target in known), None)
+    refused = () if way else tuple(f"{way.kind} {way.target}: not in BTF" for way in hook.ways)
+    return HookProbe(hook, way, tried=False, refused=refused)
