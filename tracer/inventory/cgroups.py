@@ -23,6 +23,6 @@ def pod_and_container(text: str) -> tuple[str, str]:
 
 
 def v2_path(text: str) -> str:
-    """The cgroup v2 path of a /proc/PID/cgroup (its `0::` line); "" on a pure v1 host."""
+    """Read the cgroup v2 path of a /proc/PID/cgroup (its `0::` line); "" on a pure v1 host."""
     _, found, rest = text.rpartition("0::")
     return rest.partition("\n")[0].removesuffix(" (deleted)") if found else ""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Collection
+from typing import TYPE_CHECKING
 
 from tracer.inventory import files, namespaces, rtnl
 from tracer.inventory.facts import CniResult, Facts, Paths, PodLog, View
 from tracer.inventory.processes import Reader, read_inode
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tracer.inventory.facts import NamedNetns, Process
 
 
@@ -86,7 +88,7 @@ class Collector:
         return files.stamps((paths.pod_logs, *paths.cni_results, *paths.named_netns))
 
     def _origin(self, node: int, notes: list[tuple[int, int, bytes]]) -> int:
-        """The netns an event comes from; 0 where its id is not known yet."""
+        """Tell which netns an event comes from; 0 where its id is not known yet."""
         for level, kind, value in notes:
             if (level, kind) == (rtnl.SOL_NETLINK, rtnl.NETLINK_LISTEN_ALL_NSID):
                 nsids = self.views[node].nsids if node in self.views else {}
@@ -119,7 +121,7 @@ class Collector:
     def _handles(
         self, node: int, path: str, processes: tuple[Process, ...], named: tuple[NamedNetns, ...]
     ) -> dict[int, str]:
-        """netns inode → a path that opens it, the node's own first."""
+        """Map each netns inode to a path that opens it, the node's own first."""
         handles = {node: path}
         handles |= {name.inode: name.path for name in named if name.inode != node}
         for process in processes:

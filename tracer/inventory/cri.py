@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import orjson
@@ -13,7 +11,8 @@ from tracer.inventory.cri_messages import MESSAGES, NETWORK_OF_NODE, SANDBOX_REA
 from tracer.inventory.facts import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 CALL_TIMEOUT_S = 2.0
 CALLS_IN_FLIGHT = 32
@@ -25,6 +24,12 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", 64 << 20),
 )
+
+
+Message = Any
+"""A protobuf message of `cri_messages`; such classes exist at run time only."""
+GrpcMethod = Any
+"""A method of a grpc channel, or what it makes."""
 
 
 class CriError(Exception):
@@ -76,7 +81,7 @@ class Runtime:
         except ValueError as error:  # grpc's word for "the channel is closed"
             raise CriError(f"{self.socket}: {error}") from error
 
-    def _is_known(self, item: Any) -> bool:
+    def _is_known(self, item: Message) -> bool:
         known = self._known.get(item.id)
         return known is not None and known.ready == (item.state == SANDBOX_READY)
 
@@ -108,22 +113,20 @@ class Runtime:
             for id_, call in calls.items():
                 try:
                     answers[id_] = call.result()
-                except grpc.RpcError as error:
+                except grpc.RpcError as error:  # noqa: PERF203 - each may fail by itself
                     if _code(error) is not grpc.StatusCode.NOT_FOUND:
                         raise self._failure(error) from error
         return answers
 
-    def _method(self, name: str, kind: Any) -> Any:
-        response = {
-            "GetContainerEvents": "ContainerEventResponse",
-        }.get(name, f"{name}Response")
+    def _method(self, name: str, kind: GrpcMethod) -> GrpcMethod:
+        response = {"GetContainerEvents": "ContainerEventResponse"}.get(name, f"{name}Response")
         return kind(
             f"/{self._version}.RuntimeService/{name}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=MESSAGES[response].FromString,
         )
 
-    def _call(self, name: str, request: Any) -> Any:
+    def _call(self, name: str, request: Message) -> Message:
         try:
             return self._method(name, self._channel.unary_unary)(request, timeout=CALL_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -143,8 +146,8 @@ def _code(error: grpc.RpcError) -> grpc.StatusCode:
     return code
 
 
-def read_sandbox(item: Any, answer: Any, runtime: str) -> Sandbox:
-    """A `Sandbox` from its line in ListPodSandbox and its verbose PodSandboxStatus."""
+def read_sandbox(item: Message, answer: Message, runtime: str) -> Sandbox:
+    """Make a `Sandbox` of its line in ListPodSandbox and its verbose PodSandboxStatus."""
     status = answer.status
     info = orjson.loads(answer.info.get("info") or "{}")
     network = status.network
@@ -165,7 +168,7 @@ def read_sandbox(item: Any, answer: Any, runtime: str) -> Sandbox:
     )
 
 
-def _netns_path(info: Any) -> str:
+def _netns_path(info: dict[str, Any]) -> str:
     """Where the runtime keeps the netns: in the OCI spec it gives to runc (both runtimes)."""
     spaces = info.get("runtimeSpec", {}).get("linux", {}).get("namespaces") or ()
     return next((s.get("path", "") for s in spaces if s.get("type") == "network"), "")

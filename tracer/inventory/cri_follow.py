@@ -43,7 +43,7 @@ class Follower:
         for path in self._sockets:
             try:
                 self._ask(path)
-            except NoCriError:
+            except NoCriError:  # noqa: PERF203 - each runtime may fail by itself
                 self._drop(path)  # a plain Docker host: nothing is lost
             except CriError as error:
                 self._drop(path)
@@ -80,7 +80,11 @@ class Follower:
             runtime.close()
 
     def _ask(self, path: Path) -> None:
-        if not path.exists():
+        try:
+            is_there = path.exists()
+        except OSError as error:
+            raise CriError(f"{path}: {error.strerror}") from error
+        if not is_there:
             self._drop(path)
             self._told.pop(path, None)
             return

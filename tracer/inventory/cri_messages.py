@@ -55,7 +55,7 @@ TABLE: dict[str, list[tuple[str, int, int | str, bool]]] = {
 }
 
 
-def _add_map(message: Any, name: str) -> str:
+def _add_map(message: descriptor_pb2.DescriptorProto, name: str) -> str:
     """Declare the entry type of a `map<string, string>` field; returns its name."""
     entry = message.nested_type.add(name="".join(p.title() for p in name.split("_")) + "Entry")
     entry.options.map_entry = True

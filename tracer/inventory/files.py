@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -11,6 +10,7 @@ from tracer.inventory.facts import CniResult, NamedNetns, PodLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
 
 def pod_logs(root: Path) -> tuple[PodLog, ...]:
@@ -56,7 +56,7 @@ def cni_results(roots: Sequence[Path]) -> tuple[tuple[CniResult, ...], tuple[str
     return tuple(results), tuple(warnings)
 
 
-def parse_cni(cache: Any) -> CniResult | None:
+def parse_cni(cache: object) -> CniResult | None:
     """One `cniCacheV1` object (libcni 0.7 and newer); None for anything else."""
     if not isinstance(cache, dict) or cache.get("kind") != "cniCacheV1":
         return None
@@ -79,7 +79,7 @@ def stamps(roots: Iterable[Path]) -> tuple[int, ...]:
     for root in roots:
         try:
             found.append(root.stat().st_mtime_ns)
-        except OSError:
+        except OSError:  # noqa: PERF203 - each directory is optional
             found.append(0)
     return tuple(found)
 
@@ -88,5 +88,5 @@ def _entries(roots: Iterable[Path]) -> Iterable[Path]:
     for root in roots:
         try:
             yield from sorted(root.iterdir())
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except (FileNotFoundError, NotADirectoryError, PermissionError):  # noqa: PERF203 - same
             continue

@@ -8,20 +8,20 @@ import select
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Collection
+from typing import TYPE_CHECKING
 
 from tracer.inventory import namespaces
 from tracer.inventory.collect import Collector
 from tracer.inventory.facts import SOURCES, Facts, Paths
-from tracer.inventory.linger import Deadlines, linger
+from tracer.inventory.linger import Lingering, linger
 from tracer.inventory.merge import merge
-from tracer.model import Node
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from tracer.inventory.cri_follow import Follower
+    from tracer.model import Node
 
 LOOK_S = 1.0
 """How often to look at the directories' times, which nothing tells us of."""
@@ -51,7 +51,7 @@ class Inventory:
         self._collector = Collector(self._paths, self._sources)
         self._cri: Follower | None = None
         self._node: Node | None = None
-        self._deadlines = Deadlines()
+        self._lingering = Lingering()
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poked = False
@@ -117,11 +117,15 @@ class Inventory:
         cri = self._follower()
         facts = replace(facts, sandboxes=cri.sandboxes, warnings=facts.warnings + cri.warnings)
         before = self._node
-        node = linger(merge(facts), before, self._deadlines, time.monotonic())
-        if before is None or replace(node, version=before.version) != before:
-            self._node = replace(node, version=before.version + 1 if before else 1)
-        assert self._node is not None  # noqa: S101 - for mypy: set above or before
-        return self._node
+        node = merge(facts)
+        if before is None:
+            self._node = node = replace(node, version=1)
+            return node
+        node = linger(node, before, self._lingering, time.monotonic())
+        if replace(node, version=before.version) == before:
+            return before
+        self._node = node = replace(node, version=before.version + 1)
+        return node
 
     def _run(self, on_change: Callable[[Node], None] | None) -> None:
         try:
@@ -139,7 +143,7 @@ class Inventory:
                 seen = node
                 self._stopped.wait(max(GAP_S, cost / SHARE))
                 self._wait(events, time.monotonic() + max(POLL_S, cost / IDLE_SHARE))
-        except Exception:
+        except Exception:  # noqa: BLE001 - a thread's last words
             if not self._stopped.is_set():
                 _log.exception("inventory: stopped following the node; names may become stale")
 

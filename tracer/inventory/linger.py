@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from tracer.model import DeviceKey, Node
 
 LINGER_S = 90.0
@@ -18,75 +20,73 @@ V = TypeVar("V")
 
 
 @dataclass(slots=True)
-class Deadlines:
-    """Until when each gone entry stays, by the name of its mapping in `Node`."""
+class Lingering:
+    """When each gone entry of each mapping is forgotten, in seconds of the caller's clock."""
 
-    until: dict[str, dict[Any, float]] = field(default_factory=dict)
+    deadlines: dict[str, dict[Any, float]] = field(default_factory=dict)
+
+    def keep(
+        self,
+        name: str,
+        now_there: Mapping[K, V],
+        before: Mapping[K, V],
+        now: float,
+        is_theirs: Callable[[K, V], bool] = lambda _key, _value: True,
+    ) -> dict[K, V]:
+        """Join `now_there` with what of `before` is still to be remembered."""
+        missing = before.keys() - now_there.keys()
+        known = self.deadlines.get(name, {})
+        until = {key: known.get(key, now + LINGER_S) for key in missing}
+        kept = [k for k in missing if until[k] > now and is_theirs(k, before[k])]
+        kept = sorted(kept, key=until.__getitem__)[-MAX_GONE:]
+        self.deadlines[name] = {key: until[key] for key in kept}
+        return {**now_there, **{key: before[key] for key in kept}}
 
 
-def linger(fresh: Node, previous: Node | None, deadlines: Deadlines, now: float) -> Node:
-    """`fresh` plus what `previous` knew and `fresh` lacks, for `LINGER_S` (now: seconds)."""
-    if previous is None:
-        return fresh
+def linger(fresh: Node, previous: Node, lingering: Lingering, now: float) -> Node:
+    """`fresh` plus what `previous` knew and it lacks, for `LINGER_S`; the living win."""
+    reused = _reused(fresh, previous)
+    holders = {a: d.netns for d in fresh.devices.values() for a in d.addresses}
 
-    def keep(name: str, mark: Callable[[Any], Any], ours: Callable[[Any, Any], bool]) -> Any:
-        until = deadlines.until.setdefault(name, {})
-        return _keep(getattr(fresh, name), getattr(previous, name), until, now, mark, ours)
+    def is_same_device(key: DeviceKey, _value: object) -> bool:
+        old, new = previous.devices.get(key), fresh.devices.get(key)
+        return key[0] not in reused and not (old and new and old.name != new.name)
 
-    def gone(value: Any) -> Any:
-        return value if value.gone else replace(value, gone=True)
+    def is_same_holder(address: str, uid: str) -> bool:
+        netns = previous.pods[uid].netns if uid in previous.pods else None
+        return holders.get(address, netns) == netns
 
-    def same(value: Any) -> Any:
-        return value
-
-    reused = {
-        inode
-        for inode, space in fresh.namespaces.items()
-        if (before := previous.namespaces.get(inode)) is None
-        or before.gone
-        or before.name != space.name
-    }
-    taken = {
-        address: device.netns for device in fresh.devices.values() for address in device.addresses
-    }
-
-    def device_is_theirs(key: DeviceKey, _uid: str) -> bool:
-        before, now_there = previous.devices.get(key), fresh.devices.get(key)
-        is_same = not (before and now_there) or before.name == now_there.name
-        return key[0] not in reused and is_same
-
-    def address_is_theirs(address: str, uid: str) -> bool:
-        return taken.get(address) in (None, previous.pods[uid].netns if uid in previous.pods else 0)
-
+    keep = lingering.keep
+    pods = keep("pods", fresh.pods, previous.pods, now)
+    spaces = keep("namespaces", fresh.namespaces, previous.namespaces, now)
     return replace(
         fresh,
-        pods=keep("pods", gone, lambda _key, _value: True),
-        namespaces=keep("namespaces", gone, lambda _key, _value: True),
-        devices=keep("devices", same, lambda key, _value: key[0] not in reused),
-        pod_by_netns=keep("pod_by_netns", same, lambda key, _uid: key not in reused),
-        pod_by_device=keep("pod_by_device", same, device_is_theirs),
-        pod_by_address=keep("pod_by_address", same, address_is_theirs),
-        pod_by_cgroup=keep("pod_by_cgroup", same, lambda _key, _uid: True),
+        pods={k: v if k in fresh.pods else replace(v, gone=True) for k, v in pods.items()},
+        namespaces={
+            k: v if k in fresh.namespaces else replace(v, gone=True) for k, v in spaces.items()
+        },
+        devices=keep("devices", fresh.devices, previous.devices, now, is_same_device),
+        pod_by_netns=keep(
+            "netns",
+            fresh.pod_by_netns,
+            previous.pod_by_netns,
+            now,
+            lambda inode, _uid: inode not in reused,
+        ),
+        pod_by_device=keep(
+            "pod devices", fresh.pod_by_device, previous.pod_by_device, now, is_same_device
+        ),
+        pod_by_address=keep(
+            "addresses", fresh.pod_by_address, previous.pod_by_address, now, is_same_holder
+        ),
+        pod_by_cgroup=keep("cgroups", fresh.pod_by_cgroup, previous.pod_by_cgroup, now),
     )
 
 
-def _keep(
-    fresh: Mapping[K, V],
-    previous: Mapping[K, V],
-    until: dict[K, float],
-    now: float,
-    mark: Callable[[V], V],
-    ours: Callable[[K, V], bool],
-) -> Mapping[K, V]:
-    missing = previous.keys() - fresh.keys()
-    for key in until.keys() - missing:
-        del until[key]
-    kept: dict[K, V] = dict(fresh)
-    for key in missing:
-        deadline = until.setdefault(key, now + LINGER_S)
-        if deadline > now and ours(key, previous[key]):
-            kept[key] = mark(previous[key])
-    if len(kept) - len(fresh) > MAX_GONE:
-        for key in sorted(missing & kept.keys(), key=until.__getitem__)[:-MAX_GONE]:
-            del kept[key]
-    return kept
+def _reused(fresh: Node, previous: Node) -> set[int]:
+    """Namespaces whose inode belonged to another one: the kernel gives out the lowest free."""
+    return {
+        inode
+        for inode, space in fresh.namespaces.items()
+        if (old := previous.namespaces.get(inode)) is None or old.gone or old.name != space.name
+    }

@@ -11,11 +11,13 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING
 
 from tracer.model import Device, DeviceKey, Namespace, Node, Pod
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tracer.inventory.facts import CniResult, Facts, PodLog, Process, Sandbox, View
 
 PAIRED_KINDS = ("veth", "netkit")
@@ -42,7 +44,7 @@ class _Namespaces:
 
 
 def merge(facts: Facts) -> Node:
-    """A `Node` of what is there now; `version` 0, nobody gone."""
+    """Make the `Node` of what is there now; `version` 0, nobody gone."""
     devices = _devices(facts.views)
     spaces = _Namespaces(
         facts.node_netns,
@@ -121,14 +123,14 @@ def _netns(box: Sandbox | None, seen: _Evidence, spaces: _Namespaces) -> int | N
         return pause
     if living:
         return Counter(p.netns for p in living).most_common(1)[0][0]
-    if box and box.pid in spaces.by_pid:
+    if box and box.pid is not None and box.pid in spaces.by_pid:
         return spaces.by_pid[box.pid]
     paths = [box.netns_path if box else "", *(result.netns_path for result in seen.cni)]
     return next((spaces.by_path[_path(p)] for p in paths if _path(p) in spaces.by_path), None)
 
 
 def _addresses(box: Sandbox | None, seen: _Evidence, view: View | None) -> tuple[str, ...]:
-    """The kernel's where its namespace could be read, in the runtime's order; else as told."""
+    """Take the kernel's where its namespace could be read, in the runtime's order; else as told."""
     told = dict.fromkeys(
         _canonical(address)
         for address in (
@@ -166,12 +168,12 @@ def _namespaces(facts: Facts) -> dict[int, Namespace]:
     names[facts.node_netns] = "node"
     found = {}
     for inode in sorted({facts.node_netns, *names, *members, *facts.views}):
-        process = members.get(inode)
-        sources = {"netns": inode in names, "proc": process, "netlink": inode in facts.views}
+        member = members.get(inode)
+        sources = {"netns": inode in names, "proc": member, "netlink": inode in facts.views}
         found[inode] = Namespace(
             inode=inode,
-            name=names.get(inode, process.container_id[:12] if process else ""),
-            pid=process.pid if process else None,
+            name=names.get(inode, member.container_id[:12] if member else ""),
+            pid=member.pid if member else None,
             sources=tuple(source for source, fact in sources.items() if fact),
         )
     return found

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyroute2.netns import setns
 
 from tracer.inventory import rtnl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import socket
+    from collections.abc import Callable, Iterator, Mapping
 
     from tracer.inventory.facts import View
 
@@ -38,7 +40,7 @@ def read_views(
                 try:
                     with _socket_in(path, inode) as sock:
                         views[inode] = rtnl.read_view(sock, fd, node)
-                except (FileNotFoundError, ProcessLookupError):
+                except (FileNotFoundError, ProcessLookupError):  # noqa: PERF203 - each may end
                     continue
                 except OSError as error:
                     failures.append(f"{path}: {os.strerror(error.errno or 0)}")
@@ -70,7 +72,7 @@ def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
                             nsid = rtnl.read_nsid(sock, fd)
                         if nsid is not None:
                             views[inode].nsids[nsid] = other
-            except (OSError, KeyError):
+            except (OSError, KeyError):  # noqa: PERF203 - each namespace may end
                 continue  # gone meanwhile: the next refresh reads what is left
 
     _in_thread(work)
@@ -89,9 +91,9 @@ def learn_neighbours(views: Mapping[int, View], node: int) -> None:
                 ours.nsids[end.link_nsid] = inode
 
 
-def open_events(path: str, inode: int) -> rtnl.socket.socket:
-    """A socket for the changes in one namespace and its neighbours (`rtnl.open_events`)."""
-    made: list[rtnl.socket.socket] = []
+def open_events(path: str, inode: int) -> socket.socket:
+    """Open a socket for the changes in one namespace and its neighbours (`rtnl.open_events`)."""
+    made: list[socket.socket] = []
 
     def work() -> None:
         _enter(path, inode)
@@ -130,7 +132,7 @@ def _opened(path: str, inode: int) -> Iterator[int]:
 
 
 @contextmanager
-def _socket_in(path: str, inode: int) -> Iterator[rtnl.socket.socket]:
+def _socket_in(path: str, inode: int) -> Iterator[socket.socket]:
     _enter(path, inode)
     with rtnl.open_socket() as sock:
         yield sock
@@ -138,7 +140,7 @@ def _socket_in(path: str, inode: int) -> Iterator[rtnl.socket.socket]:
 
 def _enter(path: str, inode: int) -> None:
     """Move this thread into a namespace; where it is already, no right is needed."""
-    if os.stat("/proc/thread-self/ns/net").st_ino == inode:
+    if Path("/proc/thread-self/ns/net").stat().st_ino == inode:
         return
     with _opened(path, inode) as fd:
         setns(fd)

@@ -6,12 +6,12 @@ a socket for a millisecond; what the bytes mean is pyroute2's business.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import ipaddress
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -20,7 +20,10 @@ from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 from tracer.inventory.facts import Link, View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+Message = Any
+"""A decoded message; pyroute2 has no types."""
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -29,6 +32,7 @@ RTM_NEWNSID, RTM_GETNSID = 88, 90
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 NETNSA_FD = 3
+NETNSA_NSID_NOT_ASSIGNED = 0xFFFFFFFF
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 SOL_NETLINK, NETLINK_LISTEN_ALL_NSID = 270, 8
 RECEIVE_BYTES = 1 << 16
@@ -38,26 +42,25 @@ HEADER = struct.Struct("=IHHII")
 
 
 def open_socket() -> socket.socket:
-    """A route socket in the calling thread's netns, for requests."""
+    """Open a route socket in the calling thread's netns, for requests."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     sock.settimeout(TIMEOUT_S)
     return sock
 
 
 def open_events() -> socket.socket:
-    """A non-blocking socket for link and address changes in the calling thread's netns.
+    """Open a non-blocking socket for link and address changes in the calling thread's netns.
 
     Where we may, it also hears every namespace that this one has an id for, that is the
     other ends of its veth pairs; no socket has to be kept in them, which would keep a
     dead pod's namespace alive.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-    sock.setblocking(False)
+    sock.settimeout(0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
-    try:
+    # Without CAP_NET_BROADCAST we hear our own; a poll finds the others' changes.
+    with contextlib.suppress(PermissionError):
         sock.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
-    except PermissionError:
-        pass  # without CAP_NET_BROADCAST we hear our own; a poll finds the others' changes
     sock.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
     return sock
 
@@ -77,11 +80,11 @@ def read_view(sock: socket.socket, node_fd: int, node_inode: int) -> View:
 
 
 def read_nsid(sock: socket.socket, netns_fd: int) -> int | None:
-    """The id that the socket's netns has for another one; None where it has none."""
+    """Ask for the id that the socket's netns has for another one; None where it has none."""
     body = bytes(4) + struct.pack("=HHI", 8, NETNSA_FD, netns_fd)
     for _, data, offset in _request(sock, RTM_GETNSID, body, flags=NLM_F_REQUEST):
         nsid = _decode(nsidmsg, data, offset).get_attr("NETNSA_NSID")
-        return None if nsid is None or nsid > 0x7FFFFFFF else int(nsid)
+        return None if nsid is None or nsid == NETNSA_NSID_NOT_ASSIGNED else int(nsid)
     return None
 
 
@@ -105,7 +108,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int]]:
         offset += (length + 3) & ~3
 
 
-def _apply_link(view: View, kind: int, message: Any) -> bool:
+def _apply_link(view: View, kind: int, message: Message) -> bool:
     if message["family"] != socket.AF_UNSPEC:
         return False  # a bridge port's own news; RTM_DELLINK there does not end the device
     index = message["index"]
@@ -128,7 +131,7 @@ def _apply_link(view: View, kind: int, message: Any) -> bool:
     return changed
 
 
-def _apply_address(view: View, kind: int, message: Any) -> bool:
+def _apply_address(view: View, kind: int, message: Message) -> bool:
     text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     if not text:
         return False
@@ -142,7 +145,7 @@ def _apply_address(view: View, kind: int, message: Any) -> bool:
     return changed
 
 
-def _decode(message_type: Callable[..., Any], data: bytes, offset: int) -> Any:
+def _decode(message_type: Callable[..., Any], data: bytes, offset: int) -> Message:
     message = message_type(data, offset=offset)
     message.decode()
     return message
@@ -160,7 +163,7 @@ def _request(
                 return
             if answer == NLMSG_ERROR:
                 code = -struct.unpack_from("=i", data, offset + HEADER.size)[0]
-                raise OSError(code, os.strerror(code) if code else errno.errorcode[errno.EPROTO])
+                raise OSError(code, os.strerror(code))
             yield answer, data, offset
         if not flags & NLM_F_DUMP:
             return
