@@ -12,13 +12,14 @@ LAYERS = {
     # layer: the layers of tracer that it may import, besides itself
     "__main__": {"cli"},
     "cli": {"", "commands", "errors"},
-    "commands": {"", "session", "model", "layout", "errors", "kernel", "inventory", "analysis"}
-    | {"sinks"},
+    "commands": {"", "session", "instance", "model", "layout", "errors"}
+    | {"kernel", "inventory", "analysis", "sinks"},
     "session": {"", "model", "layout", "errors", "kernel", "inventory", "analysis", "sinks"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
     "analysis": {"", "model", "layout", "errors"},
     "sinks": {"", "model", "layout", "errors"},
+    "instance": {"errors"},
     "layout": {"errors"},
     "model": set(),
     "errors": set(),
@@ -36,8 +37,8 @@ OWNERS = {
     "psutil": "inventory",
 }
 
-NO_IO = {"socket", "subprocess", "mmap", "select", "selectors", "fcntl", "shutil", "tempfile"}
-"""What the pure layer, analysis, has no use for."""
+NO_IO = {"subprocess", "mmap", "select", "selectors", "fcntl", "shutil", "tempfile", "threading"}
+"""What the pure layer, analysis, has no use for (socket has: it formats addresses)."""
 
 
 def layer_of(module):
