@@ -196,7 +196,7 @@ class Btf:
         yield from (t for t in map(self.type, self._ids.get("", ())) if t.kind in ENUMS)
 
     def strip(self, type_id: int, *, typedefs: bool = True) -> Type:
-        """Return the type behind qualifiers and type tags, and behind typedefs unless told not to."""
+        """Return the type behind qualifiers and tags, and behind typedefs unless told not to."""
         found = self.type(type_id)
         while found.kind in MODIFIERS or (typedefs and found.kind is Kind.TYPEDEF):
             found = self.type(found.target)

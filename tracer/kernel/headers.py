@@ -61,7 +61,7 @@ class KernelTypes:
 
 
 def ensure(cache_dirs: Sequence[Path] = DEFAULT_CACHE_DIRS) -> KernelTypes:
-    """Return the running kernel's types; makes the tree where no cache has it. Raises TracerError."""
+    """Return the running kernel's types, made now if in no cache; raises TracerError."""
     vmlinux = BTF_DIR / "vmlinux"
     if not vmlinux.exists() or platform.machine() not in tree.architectures():
         return _installed_headers()

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from tracer.kernel.btf import Btf, Type
 
 STRUCTS = """
-    sk_buff skb_shared_info sk_buff_head net_device net sock sock_common inet_sock
+    sk_buff skb_shared_info sk_buff_head net_device net sock sock_common inet_sock tcp_sock
     dst_entry rtable rt6_info neighbour net_bridge_port nf_bridge_info
     nf_hook_state nf_hook_entries nf_hook_entry nf_conn nf_conntrack_tuple
     nf_conntrack_tuple_hash nf_conntrack_zone nf_ct_ext nf_conn_acct nf_conn_counter
     nf_conn_tstamp nf_conn_labels nf_conn_nat
     ethhdr vlan_hdr arphdr iphdr ipv6hdr tcphdr udphdr icmphdr icmp6hdr sctphdr
-    sock_cgroup_data cgroup kernfs_node ns_common
+    sock_cgroup_data cgroup kernfs_node ns_common task_struct
     bpf_raw_tracepoint_args pt_regs __sk_buff xdp_md bpf_sock bpf_sock_tuple bpf_sock_ops
     bpf_perf_event_data bpf_perf_event_value bpf_pidns_info bpf_tunnel_key bpf_fib_lookup
     bpf_redir_neigh bpf_spin_lock bpf_stack_build_id bpf_cgroup_storage_key btf_ptr
@@ -34,7 +34,7 @@ STRUCTS = """
 
 ENUM_NAMES = """
     skb_drop_reason skb_drop_reason_subsys nf_inet_hooks ip_conntrack_info ip_conntrack_dir
-    ip_conntrack_status bpf_func_id bpf_map_type
+    ip_conntrack_status nf_ct_ext_id tcp_conntrack nf_dev_hooks bpf_func_id bpf_map_type
 """.split()  # noqa: SIM905 - names read best as running text
 """Enums to write; `HAS_ENUM_<name>` says which of them this kernel has."""
 
