@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,20 @@ if TYPE_CHECKING:
 
 SOURCES = ("cri", "logs", "cgroup", "cni", "netns", "proc", "netlink")
 """Every source there is; each is optional."""
+
+CRI_SOCKETS = (
+    Path("/run/containerd/containerd.sock"),
+    Path("/run/k3s/containerd/containerd.sock"),
+    Path("/var/run/crio/crio.sock"),
+)
+ENDPOINT = "CONTAINER_RUNTIME_ENDPOINT"
+"""The variable by which crictl is told of a runtime in another place."""
+
+
+def cri_sockets(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """Choose the sockets to try: the one that the environment names, or the usual ones."""
+    endpoint = environment.get(ENDPOINT, "").removeprefix("unix://")
+    return (Path(endpoint),) if endpoint else CRI_SOCKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +41,7 @@ class Paths:
         Path("/var/lib/cni/cache/results"),
     )
     named_netns: tuple[Path, ...] = (Path("/run/netns"), Path("/run/docker/netns"))
-    cri_sockets: tuple[Path, ...] = (
-        Path("/run/containerd/containerd.sock"),
-        Path("/run/k3s/containerd/containerd.sock"),
-        Path("/var/run/crio/crio.sock"),
-    )
+    cri_sockets: tuple[Path, ...] = field(default_factory=lambda: cri_sockets(os.environ))
 
 
 @dataclass(frozen=True, slots=True)
