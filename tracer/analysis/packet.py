@@ -47,6 +47,7 @@ def parse(ethertype: int, data: bytes) -> Record:
     """Fields of the packet whose network header begins `data`, of the given EtherType.
 
     `data` may be cut anywhere. A VLAN tag in front of the network header is unwrapped.
+    The field `packet` holds all of it in one line (`describe`).
     """
     record: Record = {}
     while ethertype in _VLAN_TAGS and len(data) >= 4:  # noqa: PLR2004 - a tag's size
@@ -60,6 +61,7 @@ def parse(ethertype: int, data: bytes) -> Record:
         _parse_ipv6(data, record)
     elif ethertype == ETH_P_ARP:
         _parse_arp(data, record)
+    record["packet"] = describe(record)
     return record
 
 
@@ -88,7 +90,7 @@ def describe(record: Record) -> str:
         goal = endpoint(record["dst.address"], record.get("dst.port"))
         words.append(f"{source} → {goal}")
     kind: str = record.get("transport") or record.get("network.type") or "unknown packet"
-    words.append(kind.upper())
+    words.append(kind if kind.startswith("0x") else kind.upper())
     details = ("tcp.flags", "sctp.chunk", "arp.operation", "icmp.description")
     words += [record[name] for name in details if record.get(name)]
     if record.get("ip.fragment.offset"):
@@ -178,7 +180,7 @@ def _parse_icmp(data: bytes, record: Record) -> None:
     if kind in ICMP_ERRORS[family] and len(data) >= 28:  # noqa: PLR2004 - with an inner header
         inner = parse(ETH_P_IP if family == "icmp" else ETH_P_IPV6, data[8:])
         if "src.address" in inner:
-            record["icmp.inner"] = describe(inner)
+            record["icmp.inner"] = inner["packet"]
 
 
 def _parse_arp(data: bytes, record: Record) -> None:

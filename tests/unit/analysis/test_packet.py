@@ -46,6 +46,7 @@ def test_tcp_over_ipv4_gives_every_field():
         "tcp.seq": 1000,
         "tcp.ack": 2000,
         "tcp.flags": "SYN,ACK",
+        "packet": "10.1.0.2:4000 → 10.96.0.10:80 TCP SYN,ACK",
     }
 
 
@@ -134,8 +135,8 @@ def test_arp_request():
         "dst.address": "10.1.0.3",
         "arp.sender.mac": "02:00:00:00:00:01",
         "arp.target.mac": "00:00:00:00:00:00",
+        "packet": "10.1.0.2 → 10.1.0.3 ARP request",
     }
-    assert describe(parse(ARP, data)) == "10.1.0.2 → 10.1.0.3 ARP request"
 
 
 def test_vlan_tags_are_unwrapped():
@@ -144,7 +145,7 @@ def test_vlan_tags_are_unwrapped():
 
 
 def test_unknown_protocols_keep_their_number():
-    assert parse(0x88B5, b"") == {"network.type": "0x88b5"}
+    assert parse(0x88B5, b"") == {"network.type": "0x88b5", "packet": "0x88b5"}
     assert parse(0x88CC, b"")["network.type"] == "lldp"
     assert parse(38, b"")["network.type"] == "llc"
     assert parse(0, b"")["network.type"] == "unknown"
