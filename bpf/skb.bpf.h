@@ -25,10 +25,14 @@
 #define IPPROTO_UDPLITE 136
 #endif
 
-/* A read that may fail, from any kernel address: 0 when it does. */
+/*
+ * A read that may fail, from any kernel address: 0 when it does. The value of a statement
+ * expression has no qualifiers: typeof alone would make value_ const behind a const pointer,
+ * and the compiler would take it for 0 without looking.
+ */
 #define READ(expression)                                                         \
 	({                                                                       \
-		typeof(expression) value_ = 0;                                   \
+		typeof(({ (expression); })) value_ = 0;                          \
 		bpf_probe_read_kernel(&value_, sizeof(value_), &(expression));   \
 		value_;                                                          \
 	})

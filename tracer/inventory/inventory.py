@@ -63,6 +63,11 @@ class Inventory:
         """The latest snapshot; scans if there is none yet."""
         return self._node or self.scan()
 
+    @property
+    def netns(self) -> int:
+        """Inode of the node's own network namespace; known without a scan."""
+        return self._collector.node_netns()[0]
+
     def scan(self) -> Node:
         """Read everything now, whatever was known; never raises for a missing source."""
         cri = self._follower()

@@ -1,0 +1,168 @@
+"""Drop events and drop counts of the kernel → flat records (docs/formats.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.analysis.conntrack import conntrack_fields
+from tracer.analysis.netfilter import netfilter_place
+from tracer.analysis.packet import parse
+from tracer.analysis.selection import owner
+from tracer.analysis.time import format_time
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tracer.model import Node, Pod, Record
+
+DIRECTIONS = {1: "egress", 2: "ingress"}
+"""enum direction of bpf/event.h in the names of the records."""
+
+NODE = "node"
+"""`netns.name` of the node's own network namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What turns numbers into names, at one moment."""
+
+    node: Node
+    reasons: Mapping[int, str]
+    """enum skb_drop_reason of the running kernel; empty before 5.17."""
+    symbol: Callable[[int], str]
+    """Kernel address → `symbol+0xoffset`."""
+    wall_offset_ns: int
+    """CLOCK_REALTIME - CLOCK_BOOTTIME."""
+
+    def reason(self, value: int) -> str:
+        """The reason's name; a value that BTF does not name keeps its subsystem and number."""
+        if not self.reasons:
+            return "NOT_SPECIFIED"
+        return self.reasons.get(value) or f"SUBSYS_{value >> 16}_REASON_{value & 0xFFFF}"
+
+
+def pod_fields(prefix: str, pod: Pod | None) -> Record:
+    """`k8s.…` fields of one pod, none where there is no pod."""
+    if pod is None:
+        return {}
+    dot = f"k8s.{prefix}." if prefix else "k8s."
+    namespace = f"{dot}namespace" if prefix else "k8s.pod.namespace"
+    return {namespace: pod.namespace, f"{dot}pod.name": pod.name or pod.uid}
+
+
+def place_fields(node: Node, netns: int, ifindex: int, ifname: str = "") -> Record:
+    """Where on the node: device and network namespace."""
+    device = node.devices.get((netns, ifindex))
+    name = ifname or (device.name if device else "")
+    fields: Record = {}
+    if name:
+        fields["interface.name"] = name
+    if ifindex:
+        fields["interface.index"] = ifindex
+    if netns:
+        fields["netns"] = netns
+    namespace = node.namespaces.get(netns)
+    if netns == node.netns:
+        fields["netns.name"] = NODE
+    elif namespace and namespace.name:
+        fields["netns.name"] = namespace.name
+    return fields
+
+
+def end_fields(node: Node, charged: Pod | None, direction: str, packet: Record) -> Record:
+    """The pods at both ends of a packet: the charged one by direction, others by address."""
+    fields: Record = {}
+    for prefix, own in (("src", "egress"), ("dst", "ingress")):
+        uid = node.pod_by_address.get(packet.get(f"{prefix}.address", ""))
+        pod = charged if charged and direction == own else node.pods.get(uid or "")
+        fields.update(pod_fields(prefix, pod))
+    return fields
+
+
+def direction_of(event: np.void, charged: Pod | None, packet: Record) -> str:
+    """`egress` or `ingress` as the charged pod sees it; empty when there is no pod."""
+    if charged is None:
+        return ""
+    if packet.get("src.address") in charged.addresses:
+        return "egress"
+    if packet.get("dst.address") in charged.addresses:
+        return "ingress"
+    if event["direction"]:
+        return DIRECTIONS[int(event["direction"])]
+    # An address nobody knows (spoofed, ARP, link-local): a packet that came in by a device of
+    # the pod's own namespace was for the pod; by its device on the node, from the pod.
+    received = bool(event["iif"])
+    in_pod = int(event["netns"]) == charged.netns
+    return "ingress" if received == in_pod else "egress"
+
+
+def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -> Record:
+    """One `struct drop_event` as a flat record, without its explanation."""
+    node = context.node
+    packet_bytes = event["packet"].tobytes()[: int(event["captured_bytes"])]
+    packet = parse(int(event["tuple"]["ethertype"]), packet_bytes[layout().constants["L2_BYTES"] :])
+    charged = owner(node, event)
+    direction = direction_of(event, charged, packet)
+    stack = [context.symbol(int(address)) for address in event["stack"] if address]
+    location = context.symbol(int(event["location"]))
+    record: Record = {
+        "type": "drop",
+        "time": format_time(int(event["time_ns"]) + context.wall_offset_ns),
+    }
+    if direction:
+        record["direction"] = direction
+    record["verdict"] = "dropped"
+    record["k8s.node.name"] = node.name
+    record.update(pod_fields("", charged))
+    record.update(end_fields(node, charged, direction, packet))
+    record.update(packet)
+    record["packets"], record["bytes"] = 1, int(event["bytes"])
+    record["drop.reason"] = context.reason(int(event["reason"]))
+    record["drop.location"] = location
+    record.update(netfilter_place(location, stack))
+    name = event["ifname"].decode(errors="replace")
+    record.update(place_fields(node, int(event["netns"]), int(event["ifindex"]), name))
+    if event["mark"]:
+        record["mark"] = int(event["mark"])
+    record.update(conntrack_fields(event["ct"]))
+    if with_stack:
+        record["drop.stack"] = stack
+    return record
+
+
+def summary_records(keys: np.ndarray, counts: np.ndarray, context: Context) -> list[Record]:
+    """Exact totals by pod × reason × location, most packets first.
+
+    `keys` is (n,) drop_key, `counts` (n, cpus) drop_count.
+    """
+    sums = {name: counts[name].sum(axis=1) for name in ("packets", "bytes", "shown")}
+    table: dict[tuple[str, str, str, str], list[int]] = {}
+    for index in range(len(keys)):
+        pod = owner(context.node, keys[index])
+        names = pod_fields("", pod)
+        group = (
+            names.get("k8s.pod.namespace", ""),
+            names.get("k8s.pod.name", ""),
+            context.reason(int(keys[index]["reason"])),
+            context.symbol(int(keys[index]["location"])),
+        )
+        row = table.setdefault(group, [0, 0, 0])
+        for column, name in enumerate(sums):
+            row[column] += int(sums[name][index])
+    return [
+        _summary(group, row) for group, row in sorted(table.items(), key=lambda item: -item[1][0])
+    ]
+
+
+def _summary(group: tuple[str, str, str, str], row: list[int]) -> Record:
+    namespace, pod, reason, location = group
+    record: Record = {"type": "summary"}
+    if pod:
+        record["k8s.pod.namespace"], record["k8s.pod.name"] = namespace, pod
+    record["drop.reason"], record["drop.location"] = reason, location
+    record["packets"], record["bytes"], record["shown"] = row
+    return record

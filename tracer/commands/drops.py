@@ -1,0 +1,231 @@
+"""Every packet the kernel drops, live: which pod lost it, why and where.
+
+examples:
+  tracer drops                                   everything, until Ctrl-C
+  tracer drops --namespace shop --count 20       twenty drops of one namespace's pods
+  tracer drops --pod shop/web-1 --stack          with the kernel's stack
+  tracer drops 'tcp port 80 and host 10.0.0.7'   a tcpdump expression, run in the kernel
+  tracer drops --reason NETFILTER_DROP -o json | jq -r '."k8s.pod.name"'
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tracer.analysis.drops import drop_record, summary_records
+from tracer.analysis.explain import explain, wanted_evidence
+from tracer.commands import options
+from tracer.errors import ExitCode, TracerError
+from tracer.inventory.sysctl import find_netns, read_sysctls
+from tracer.kernel.hooks import hooks_of
+from tracer.kernel.pcap import match_function
+from tracer.kernel.program import Program
+from tracer.kernel.ring import CallbackRing, MappedRing, open_ring
+from tracer.layout import layout
+from tracer.session import ONE, Session, say
+from tracer.sinks import open_sink
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from tracer.model import Record
+    from tracer.sinks import Sink
+
+TICK_S = 1.0
+"""How often losses are looked at."""
+PACE_S = 0.02
+"""Least time between two reads of the ring: under load, batches instead of wake-ups."""
+EVIDENCE_S = 1.0
+"""How long a sysctl that was read stays believed."""
+DEFAULT_RATE = 1000
+READERS = {"mmap": MappedRing, "callback": CallbackRing}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tracer drops`."""
+    parser.add_argument(
+        "filter", nargs="*", metavar="FILTER", help="tcpdump expression, evaluated in the kernel"
+    )
+    options.add_pod_selection(parser)
+    group = parser.add_argument_group("what")
+    group.add_argument("--netns", metavar="NAME|INODE", help="packets that die in this netns")
+    group.add_argument("-i", "--interface", metavar="NAME", help="packets that die at this device")
+    group.add_argument(
+        "--reason", action="append", default=[], metavar="REASON", help="drop reason; repeatable"
+    )
+    group.add_argument("--stack", action="store_true", help="show the kernel's stack")
+    group.add_argument(
+        "--rate-limit",
+        type=int,
+        default=DEFAULT_RATE,
+        metavar="N",
+        help="show at most N drops a second and reason, counting all; 0: show all"
+        " (default: %(default)s)",
+    )
+    group.add_argument("-c", "--count", type=options.positive("--count"), metavar="N",
+                       help="stop after N drops shown")  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json", "hubble"), default="text", help="format"
+    )
+    options.add_run_options(parser)
+    group.add_argument("--reader", choices=READERS, help="how to read the ring buffer, for tests")
+
+
+def _program(args: argparse.Namespace) -> Program:
+    """The program for these options."""
+    defines = {"WITH_DROP_EVENTS": "", "DROP_RATE": str(args.rate_limit)}
+    if args.pod or args.namespace or args.selector:
+        defines["SELECT_PODS"] = ""
+    if args.netns:
+        defines["SELECT_NETNS"] = f"{find_netns(args.netns)}U"
+    if args.interface:
+        defines["SELECT_INTERFACE"] = options.interface_words(args.interface)
+    if args.reason:
+        defines["SELECT_REASONS"] = ""
+    pcap = ""
+    if args.filter:
+        defines["SELECT_PCAP"] = ""
+        pcap = match_function(" ".join(args.filter))
+    hooks = tuple(hook.name for hook in hooks_of("drops"))
+    return Program(hooks, defines, pcap, options.attach_ways(args))
+
+
+class Drops:
+    """Turns ring batches into records, with their explanations, into a sink."""
+
+    def __init__(self, session: Session, sink: Sink, *, with_stack: bool) -> None:
+        """Write the drops of `session` to `sink`."""
+        self._session, self._sink, self._with_stack = session, sink, with_stack
+        self.shown = 0
+        self._told_losses: Mapping[str, int] = {}
+        self._evidence: dict[tuple[int, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
+
+    def write(self, events: np.ndarray) -> None:
+        """Show one batch, up to the count limit."""
+        limit = self._session.limits.count
+        if limit is not None:
+            events = events[: limit - self.shown]
+        context = self._session.context()
+        known = context.node.namespaces
+        if any(netns not in known for netns in set(events["netns"].tolist()) if netns):
+            self._session.inventory.poke()
+        records = [drop_record(event, context, with_stack=True) for event in events]
+        self._sink.write([self._explained(record) for record in records])
+        self.shown += len(records)
+        if limit is not None and self.shown >= limit:
+            self._session.stop()
+
+    def _explained(self, record: Record) -> Record:
+        wanted = wanted_evidence(record)
+        evidence = self._read_evidence(record.get("netns", 0), wanted) if wanted else {}
+        explanation = explain(record, evidence)
+        record["explanation"], record["hint"] = explanation.sentence, explanation.hint
+        if not self._with_stack:
+            del record["drop.stack"]
+        return record
+
+    def _read_evidence(self, netns: int, names: tuple[str, ...]) -> dict[str, str]:
+        now = time.monotonic()
+        key = (netns, names)
+        read_s, evidence = self._evidence.get(key, (0.0, {}))
+        if not read_s or now - read_s > EVIDENCE_S:
+            evidence = read_sysctls(self._session.inventory.node, netns, names)
+            self._evidence[key] = (now, evidence)
+        return evidence
+
+    def tell_losses(self) -> Mapping[str, int]:
+        """Report what was lost since the last look; returns the totals."""
+        losses = self._session.losses()
+        for source, count in losses.items():
+            new = count - self._told_losses.get(source, 0)
+            if new:
+                self._sink.lost(source, new)
+        self._told_losses = losses
+        return losses
+
+    def summarise(self) -> bool:
+        """Write exact totals and the end record; True when something was lost."""
+        keys, counts = self._session.map("drop_counts", "drop_key", "drop_count").read()
+        records = summary_records(keys, counts, self._session.context())
+        losses = self.tell_losses()
+        end: Record = {
+            "type": "end",
+            "packets": sum(record["packets"] for record in records),
+            "shown": self.shown,
+            "lost": dict(losses),
+        }
+        self._sink.write([*records, end])
+        return bool(losses)
+
+
+def _fill_reasons(session: Session, wanted: list[str]) -> None:
+    """Put the chosen reasons into the kernel; TracerError names one that does not exist."""
+    numbers = {name.upper(): value for value, name in session.loaded.drop_reasons.items()}
+    reasons = session.map("selected_reasons", "<u4", "<u4")
+    for text in wanted:
+        name = text.upper().removeprefix("SKB_DROP_REASON_")
+        if name not in numbers:
+            raise TracerError(
+                f"reason '{text}': this kernel has none of that name"
+                if numbers
+                else f"reason '{text}': this kernel tells no drop reasons (5.17 and later do)",
+                "known: " + ", ".join(sorted(numbers)[:6]) + ", …" if numbers else "",
+            )
+        reasons.update(numbers[name].to_bytes(4, "little"), ONE)
+
+
+def _follow(session: Session, args: argparse.Namespace, drops: Drops) -> None:
+    """Until the run ends: read batches, tell losses; then whatever is left in the ring."""
+    info, fd = session.loaded.maps["drop_events"]
+    dtype = layout().structs["drop_event"]
+    if args.reader:
+        ring = READERS[args.reader](fd, dtype, info.max_entries)
+    else:
+        ring, warning = open_ring(fd, dtype, info.max_entries)
+        if warning:
+            say(f"warning: {warning}")
+    session.announce(args.ready_file)
+    tick_s = time.monotonic()
+    while session.running:
+        session.wait(TICK_S, ring.fileno())
+        events = ring.take()
+        if len(events):
+            drops.write(events)
+            session.wait(PACE_S)
+        if time.monotonic() - tick_s >= TICK_S:
+            drops.tell_losses()
+            tick_s = time.monotonic()
+    session.loaded.detach()
+    rest = ring.take()
+    if len(rest):
+        drops.write(rest)
+    ring.close()
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    """Run `tracer drops`."""
+    if args.rate_limit < 0:
+        raise TracerError(f"--rate-limit '{args.rate_limit}': below zero", "0 shows every drop")
+    selection = options.pod_selection(args)
+    sink = open_sink(args.output, None)
+    with Session(
+        "drops",
+        _program(args),
+        selection,
+        options.limits(args),
+        concurrent=args.concurrent,
+    ) as session:
+        _fill_reasons(session, args.reason)
+        drops = Drops(session, sink, with_stack=args.stack)
+        _follow(session, args, drops)
+        lost = drops.summarise()
+    sink.close()
+    return ExitCode.PARTIAL if lost or _degraded(session) else ExitCode.DONE
+
+
+def _degraded(session: Session) -> bool:
+    return any(way.refused for way in session.loaded.attached)

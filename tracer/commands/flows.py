@@ -1,0 +1,145 @@
+"""Count every pod's flows in the kernel, and write them every interval.
+
+A record is one flow in one direction at one pod's device: packets and bytes (from the network
+header on, as netfilter counts), first and last time, TCP flags. Packets of pods that died
+anywhere on the node come as records of their own, with verdict `dropped` and the reason.
+
+examples:
+  tracer flows                                  every 10 s to the terminal
+  tracer flows --write flows.jsonl              into a file, until Ctrl-C
+  tracer flows --interval 1s --format hubble    for tools that read Hubble's JSON
+  tracer flows --namespace shop --duration 1m   one minute of one namespace
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracer.analysis.flows import flow_drop_records, flow_records, other_records
+from tracer.commands import options
+from tracer.errors import ExitCode
+from tracer.kernel.flow_maps import Generations, Growing
+from tracer.kernel.hooks import hooks_of
+from tracer.kernel.maps import possible_cpus
+from tracer.kernel.program import Program
+from tracer.session import Session, say
+from tracer.sinks import open_sink
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tracer.sinks import Sink
+
+DEFAULT_INTERVAL_S = 10.0
+DEFAULT_MAX_FLOWS = 65536
+FLOW_ENTRY_BYTES = 56 + 40
+MAP_BUDGET_BYTES = 256 << 20
+"""Kernel memory that the two generations may take by default, at one value per CPU each."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tracer flows`."""
+    options.add_pod_selection(parser)
+    group = parser.add_argument_group("what")
+    group.add_argument(
+        "--interval",
+        type=options.duration_s,
+        default=DEFAULT_INTERVAL_S,
+        metavar="TIME",
+        help="time between two writes (default: 10s)",
+    )
+    group.add_argument(
+        "--max-flows",
+        type=options.positive("--max-flows"),
+        metavar="N",
+        help="flows told apart in one interval; the rest is summed by pod (default: 65536,"
+        " less on machines of many CPUs)",
+    )
+    group.add_argument("--format", choices=("flat", "hubble"), default="flat", help="record format")
+    group.add_argument("--write", type=Path, metavar="PATH", help="append to a file, not stdout")
+    options.add_run_options(parser)
+
+
+def _max_flows() -> int:
+    """The default, bounded by the kernel memory that one value per CPU takes."""
+    affordable = MAP_BUDGET_BYTES // (2 * possible_cpus() * FLOW_ENTRY_BYTES)
+    return max(1024, min(DEFAULT_MAX_FLOWS, affordable))
+
+
+def _program(args: argparse.Namespace) -> Program:
+    defines = {"WITH_FLOWS": "", "MAX_FLOWS": str(args.max_flows or _max_flows())}
+    if args.pod or args.namespace or args.selector:
+        defines["SELECT_PODS"] = ""
+    hooks = tuple(hook.name for hook in hooks_of("flows"))
+    return Program(hooks, defines, attach=options.attach_ways(args))
+
+
+class Flows:
+    """Reads the generations of each interval and writes them as records."""
+
+    def __init__(self, session: Session, sink: Sink) -> None:
+        """Start counting."""
+        self._session, self._sink = session, sink
+        self._flows = Generations(session.loaded, "flows", "flow_key", "flow_count")
+        self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
+        self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
+        self._begin_ns = time.time_ns()
+        self._told_losses: dict[str, int] = {}
+        self.flows = self.packets = 0
+
+    def write(self) -> None:
+        """Write everything counted since the last call."""
+        flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
+        end_ns = time.time_ns()
+        context = self._session.context()
+        records = flow_records(*flows, context)
+        records += flow_drop_records(*drops, context, (self._begin_ns, end_ns))
+        records += other_records(*other, context, end_ns)
+        self._begin_ns = end_ns
+        self.flows += len(flows[0])
+        self.packets += sum(r["packets"] for r in records if r["verdict"] == "forwarded")
+        self._sink.write(records)
+        self._tell_losses()
+        if any(key not in context.node.namespaces for key in set(flows[0]["netns"].tolist())):
+            self._session.inventory.poke()
+
+    def _tell_losses(self) -> None:
+        losses = self._session.losses()
+        for source, count in losses.items():
+            new = count - self._told_losses.get(source, 0)
+            if new:
+                self._sink.lost(source, new)
+        self._told_losses = losses
+
+    @property
+    def lost(self) -> bool:
+        """Whether anything was lost so far."""
+        return bool(self._told_losses)
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    """Run `tracer flows`."""
+    sink = open_sink(args.format, args.write)
+    with Session(
+        "flows",
+        _program(args),
+        options.pod_selection(args),
+        options.limits(args),
+        concurrent=args.concurrent,
+    ) as session:
+        flows = Flows(session, sink)
+        session.announce(args.ready_file)
+        due_s = time.monotonic() + args.interval
+        while session.running:
+            session.wait(due_s - time.monotonic())
+            if time.monotonic() >= due_s:
+                flows.write()
+                due_s += args.interval
+        session.loaded.detach()
+        flows.write()
+    sink.close()
+    say(f"{flows.flows} flow records, {flows.packets} packets")
+    degraded = any(way.refused for way in session.loaded.attached)
+    return ExitCode.PARTIAL if flows.lost or degraded else ExitCode.DONE

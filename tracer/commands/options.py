@@ -1,0 +1,117 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracer.analysis.labels import parse_selector
+from tracer.analysis.selection import PodSelection
+from tracer.errors import TracerError
+from tracer.session import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration_s(text: str) -> float:
+    """`500ms`, `5s`, `2m`, `1h` → seconds; TracerError for anything else, zero included."""
+    found = _DURATION.fullmatch(text.strip())
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise TracerError(f"duration '{text}': not understood", "write it as 500ms, 5s or 2m")
+    return seconds
+
+
+def positive(what: str) -> Callable[[str], int]:
+    """A reader of whole numbers above zero, for the option `what`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) == 0:
+            raise TracerError(f"{what} '{text}': not a whole number above zero", f"{what} 100")
+        return int(text)
+
+    return read
+
+
+def add_pod_selection(parser: argparse.ArgumentParser) -> None:
+    """--pod, --namespace, --selector."""
+    group = parser.add_argument_group("selection")
+    group.add_argument(
+        "--pod", action="append", default=[], metavar="[NS/]NAME", help="a pod; may hold * and ?"
+    )
+    group.add_argument(
+        "-n", "--namespace", action="append", default=[], metavar="NS", help="pods of a namespace"
+    )
+    group.add_argument(
+        "-l", "--selector", default="", metavar="LABELS", help="pods by label: app=web,tier!=db"
+    )
+
+
+def pod_selection(args: argparse.Namespace) -> PodSelection:
+    """What `add_pod_selection` asked for."""
+    return PodSelection(
+        pods=tuple(args.pod),
+        namespaces=tuple(args.namespace),
+        selector=parse_selector(args.selector) if args.selector else None,
+        selector_text=args.selector,
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Limits and what scripts need: --duration, --ready-file, --concurrent, --attach."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--duration", type=duration_s, metavar="TIME", help="stop after 500ms, 5s, 2m")
+    group.add_argument(
+        "--ready-file", type=Path, metavar="PATH", help="made once every hook is attached"
+    )
+    group.add_argument(
+        "--concurrent", action="store_true", help="run even if this command runs already"
+    )
+    group.add_argument(
+        "--attach",
+        action="append",
+        default=[],
+        metavar="HOOK=WAY",
+        help="attach a hook in this way only (tracer hooks lists them)",
+    )
+
+
+def attach_ways(args: argparse.Namespace) -> dict[str, str]:
+    """`--attach skb-drop=raw_tp` → {hook: way}; TracerError names what is unknown."""
+    from tracer.kernel.hooks import HOOKS  # noqa: PLC0415
+
+    ways = {}
+    for text in args.attach:
+        name, _, kind = text.partition("=")
+        hook = next((hook for hook in HOOKS if hook.name == name), None)
+        if hook is None or kind not in {way.kind for way in hook.ways}:
+            raise TracerError(f"--attach '{text}': no such hook or way", "tracer hooks lists them")
+        ways[name] = kind
+    return ways
+
+
+def limits(args: argparse.Namespace) -> Limits:
+    """When the run ends by itself."""
+    return Limits(count=getattr(args, "count", None), duration_s=args.duration)
+
+
+IFNAMSIZ = 16
+
+
+def interface_words(name: str) -> str:
+    """A device's name as the two 64-bit numbers of SELECT_INTERFACE (bpf/config.h)."""
+    raw = name.encode()
+    if not 0 < len(raw) < IFNAMSIZ:
+        raise TracerError(
+            f"interface '{name}': not a device name", f"names have 1 to {IFNAMSIZ - 1} bytes"
+        )
+    padded = raw.ljust(IFNAMSIZ, b"\0")
+    words = (int.from_bytes(padded[at : at + 8], sys.byteorder) for at in (0, 8))
+    return ", ".join(f"{word:#x}ULL" for word in words)

@@ -1,0 +1,72 @@
+"""The flow maps' two generations: what one interval counted, whole and exactly once."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.kernel.maps import Map
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from tracer.kernel.loader import Loaded
+
+
+class Generations:
+    """A pair of maps behind an outer one-slot map. Programs fill the map that the outer one
+    names; `turn` names the other, and reads and empties the first."""
+
+    def __init__(self, loaded: Loaded, name: str, key: str, value: str) -> None:
+        """`name` is the outer map; `name`_0 and `name`_1 the pair. Counting starts here."""
+        structs = layout().structs
+        info, fd = loaded.maps[name]
+        self._outer = Map(info, fd, "<u4", "<u4")
+        self._pair = [
+            Map(*loaded.maps[f"{name}_{index}"], structs[key], structs[value]) for index in (0, 1)
+        ]
+        self._active = 0
+        self._expected = 0
+        self._point()
+
+    def _point(self) -> None:
+        """Returns only when no program uses the other map any more: the kernel waits for them
+        after a write to a map of maps (maybe_wait_bpf_programs, 4.20: 1ae80cf31938)."""
+        fd = self._pair[self._active].fd
+        self._outer.update(bytes(4), fd.to_bytes(4, sys.byteorder))
+
+    def turn(self) -> tuple[np.ndarray, np.ndarray]:
+        """(keys, values per CPU) of everything counted since the last turn."""
+        filled = self._pair[self._active]
+        self._active = 1 - self._active
+        self._point()
+        keys, values = filled.read(self._expected)
+        filled.clear(keys)
+        self._expected = len(keys) + len(keys) // 4
+        return keys, values
+
+
+class Growing:
+    """A map whose sums only grow; `turn` tells what came since the last turn."""
+
+    def __init__(self, loaded: Loaded, name: str, key: str, value: str) -> None:
+        structs = layout().structs
+        self._map = Map(*loaded.maps[name], structs[key], structs[value])
+        self._before: dict[bytes, tuple[int, int]] = {}
+
+    def turn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(keys, packets, bytes) that grew."""
+        keys, values = self._map.read()
+        packets, sizes = (values[name].sum(axis=1) for name in ("packets", "bytes"))
+        grown = []
+        for index in range(len(keys)):
+            key = keys[index].tobytes()
+            now = int(packets[index]), int(sizes[index])
+            before = self._before.get(key, (0, 0))
+            if now != before:
+                grown.append(index)
+                packets[index] -= np.uint64(before[0])
+                sizes[index] -= np.uint64(before[1])
+                self._before[key] = now
+        return keys[grown], packets[grown], sizes[grown]

@@ -1,0 +1,237 @@
+"""A live run: load while the node is scanned, keep the kernel's selection true, wait, stop.
+
+Everything runs on one thread but the inventory's own; signals, inventory changes and the ring
+buffer all wake the same epoll, so an idle run costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer import instance
+from tracer.analysis.drops import Context
+from tracer.analysis.selection import PodSelection, check_selection, marks
+from tracer.errors import TracerError
+from tracer.inventory import Inventory
+from tracer.kernel.clock import wall_offset_ns
+from tracer.kernel.loader import Loaded, Loader
+from tracer.kernel.maps import Map
+from tracer.kernel.stats import recursion_misses
+from tracer.kernel.symbols import Symbols
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
+    from tracer.kernel.program import Program
+
+ONE = (1).to_bytes(4, sys.byteorder)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a run ends by itself."""
+
+    count: int | None = None
+    duration_s: float | None = None
+
+
+def say(message: str) -> None:
+    """One line for the person at the terminal."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201 - stderr is where messages go
+
+
+def require_root() -> None:
+    """Raise TracerError unless BPF programs may be loaded."""
+    if os.geteuid() != 0:
+        raise TracerError("not root: BPF programs cannot be loaded", "run it with sudo")
+
+
+class Session:
+    """One loaded program, its node, its selection and its reasons to stop. A context manager:
+    on leaving it, everything is given back to the kernel."""
+
+    def __init__(
+        self,
+        command: str,
+        program: Program,
+        selection: PodSelection,
+        limits: Limits,
+        *,
+        concurrent: bool = False,
+    ) -> None:
+        """Claim, load, and scan the node meanwhile; raises TracerError for what stops it."""
+        require_root()
+        self.command, self.selection, self.limits = command, selection, limits
+        self._claim = None if concurrent else instance.claim(command)
+        self._stopping = False
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._signals = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        self.inventory = Inventory()
+        node_netns = {"NODE_NETNS": f"{self.inventory.netns}U"}
+        loader = Loader(replace(program, defines={**program.defines, **node_netns}))
+        try:
+            self.inventory.scan()
+            check_selection(selection, self.inventory.node)
+            self.symbols = Symbols()
+            self.loaded: Loaded = loader.wait()
+        except BaseException:
+            loader.cancel()
+            self._release()
+            raise
+        self._started_s = time.monotonic()
+        self._pushed_version = -1
+        self.push_selection()
+        self.inventory.start(on_change=lambda _node: self.wake())
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loaded.close()
+        self.inventory.stop()
+        self._release()
+
+    def _release(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._signals.items():
+            signal.signal(number, handler)
+        self._wake_read.close()
+        self._wake_write.close()
+        if self._claim:
+            self._claim.close()
+
+    # Waiting and stopping
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def stop(self) -> None:
+        """End the run after the current batch."""
+        self._stopping = True
+
+    def wake(self) -> None:
+        """Let `wait` return soon; from any thread."""
+        try:
+            self._wake_write.send(b"\0")
+        except OSError:
+            return  # full: it will wake anyway; closed: the run is over
+
+    @property
+    def running(self) -> bool:
+        """False once a signal, `stop` or the duration ended the run."""
+        return not self._stopping and self.left_s > 0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the duration is over."""
+        if self.limits.duration_s is None:
+            return float("inf")
+        return self._started_s + self.limits.duration_s - time.monotonic()
+
+    def wait(self, timeout_s: float, *descriptors: int) -> None:
+        """Sleep until a descriptor is readable, a signal or change comes, or the time is up."""
+        with select.epoll() as epoll:
+            for descriptor in (self._wake_read.fileno(), *descriptors):
+                epoll.register(descriptor, select.EPOLLIN)
+            if self.running:
+                epoll.poll(max(0.0, min(timeout_s, self.left_s)))
+        try:
+            self._wake_read.recv(4096)
+        except BlockingIOError:
+            pass
+        if self.inventory.node.version != self._pushed_version:
+            self.push_selection()
+
+    # The kernel's side
+
+    def map(self, name: str, key: str, value: str) -> Map:
+        """A map of the loaded object; `key` and `value` are structs of event.h or dtypes."""
+        structs = layout().structs
+        info, fd = self.loaded.maps[name]
+        return Map(info, fd, structs.get(key, key), structs.get(value, value))
+
+    def push_selection(self) -> None:
+        """Tell the kernel which places and addresses are pods', and which are selected."""
+        node = self.inventory.node
+        wanted = marks(self.selection, node)
+        self._fill(
+            "pod_addresses",
+            "V16",
+            {key: value.to_bytes(4, sys.byteorder) for key, value in wanted.addresses.items()},
+        )
+        self._fill(
+            "selected_places",
+            "<u8",
+            {np.array(place, np.uint32).tobytes(): ONE for place in wanted.places},
+        )
+        self._fill(
+            "selected_cgroups",
+            "<u8",
+            {cgroup.to_bytes(8, sys.byteorder): ONE for cgroup in wanted.cgroups},
+        )
+        self._pushed_version = node.version
+
+    def _fill(self, name: str, key: str, wanted: dict[bytes, bytes]) -> None:
+        refused = self.map(name, key, "<u4").replace(wanted)
+        if refused:
+            say(f"warning: map {name} is full: {refused} entries are missing")
+
+    def context(self) -> Context:
+        """What names the numbers of the records read now."""
+        return Context(
+            node=self.inventory.node,
+            reasons=self.loaded.drop_reasons,
+            symbol=self.symbols.name,
+            wall_offset_ns=wall_offset_ns(),
+        )
+
+    def losses(self) -> dict[str, int]:
+        """Everything lost so far by source; sources without loss are left out."""
+        counts = self.map("losses", "<u4", "<u8").read()[1].sum(axis=1)
+        sources = layout().enums["loss"]
+        lost = {
+            source.name.removeprefix("LOSS_").lower(): int(counts[source])
+            for source in sources
+            if source.name != "LOSS_SOURCES" and counts[source]
+        }
+        for hook, fd in self.loaded.program_fds.items():
+            misses = recursion_misses(fd)
+            if misses:
+                lost[f"{hook} missed"] = misses
+        return lost
+
+    def announce(self, ready_file: Path | None) -> None:
+        """Say how each hook attached, what is missing, and that tracing has begun."""
+        for warning in (*self.loaded.warnings, *self.inventory.node.warnings):
+            say(f"warning: {warning}")
+        if not len(self.symbols):
+            say("warning: /proc/kallsyms hides addresses: functions and hooks are not named")
+        for way in self.loaded.attached:
+            if way.refused:
+                say(f"hook {way.hook}: by {way.way}: {way.costs} ({'; '.join(way.refused)})")
+        hooks = ", ".join(f"{way.hook} ({way.way})" for way in self.loaded.attached)
+        say(f"tracing {self.command} on {self.inventory.node.name}: {hooks}; Ctrl-C ends")
+        if ready_file:
+            try:
+                ready_file.write_text("ready\n")
+            except OSError as error:
+                raise TracerError(
+                    f"ready file {ready_file}: {error.strerror}", "name a writable path"
+                ) from error
