@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 BTF_DIR = Path("/sys/kernel/btf")
 NOTES = Path("/sys/kernel/notes")
 MODULES_DIR = Path("/lib/modules")
+TRACEFS_DIRS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 MODULES = """
     nf_conntrack nf_nat nf_tables x_tables br_netfilter bridge 8021q sctp
     openvswitch mac80211 sch_fq_codel
 """.split()  # noqa: SIM905 - names read best as running text
 """Modules whose BTF is read where loaded: they define types, reasons or tracepoints of ours."""
 
+# One pair of __print_symbolic: `{ 2, "NOT_SPECIFIED" }`.
+_SYMBOL = re.compile(r'\{\s*(\w+),\s*"(\w+)"\s*\}')
 _GENERATOR = ("btf.py", "cdump.py", "facts.py", "helper_ids.py", "tree.py", "headers.py")
 
 
@@ -47,7 +50,7 @@ class KernelTypes:
     """Where the running kernel's types are, and what user space must know of them."""
 
     source_dir: Path
-    """For bcc's BCC_KERNEL_SOURCE."""
+    """The tree that bcc compiles against; told to it by `environment`."""
     key: str
     """Cache key: changes with the kernel, the modules read, and the generator."""
     origin: str
@@ -55,29 +58,37 @@ class KernelTypes:
     tracepoints: Mapping[str, tuple[str, ...]]
     """Raw tracepoint in BTF → C types of its arguments without the leading `void *__data`."""
     drop_reasons: Mapping[int, str]
-    """Drop reason → name (core names without `SKB_DROP_REASON_`); empty if not in BTF."""
+    """Drop reason → name (core names without `SKB_DROP_REASON_`); empty if the kernel has none."""
     warnings: tuple[str, ...]
     """What could not be read, and what that costs."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What bcc must find in the environment when it compiles.
+
+        Nothing for installed headers: bcc finds them itself, and only then can use them where
+        a distribution splits them in two directories (Debian's `build` and `source`).
+        """
+        return {"BCC_KERNEL_SOURCE": str(self.source_dir)} if self.origin == "btf" else {}
 
 
 def ensure(cache_dirs: Sequence[Path] = DEFAULT_CACHE_DIRS) -> KernelTypes:
     """Return the running kernel's types, made now if in no cache; raises TracerError."""
-    vmlinux = BTF_DIR / "vmlinux"
-    if not vmlinux.exists() or platform.machine() not in tree.architectures():
-        return _installed_headers()
-    modules = _read_modules()
-    key = _key(vmlinux, modules)
-    for directory in cache_dirs:
-        known = cache.load(directory, key)
-        if known is not None:
-            return _types(directory / key, key, known)
+    vmlinux, machine = BTF_DIR / "vmlinux", os.uname().machine
+    if not vmlinux.exists():
+        return _installed(f"no BTF at {vmlinux}")
+    if machine not in tree.architectures():
+        return _installed(f"no header tree is made for {machine}")
     try:
+        modules = _read_modules()
+        key = _key(vmlinux, modules)
+        for directory in cache_dirs:
+            known = cache.load(directory, key)
+            if known is not None:
+                return _types(directory / key, key, known)
         files, known = _generate(vmlinux.read_bytes(), modules)
     except (OSError, BtfError) as error:
-        raise TracerError(
-            f"kernel types: {vmlinux}: {error}",
-            "is this tracer older than the kernel? upgrade it",
-        ) from error
+        return _installed(f"BTF at {vmlinux} cannot be read ({error})")
     return _store(cache_dirs, key, files, known)
 
 
@@ -120,7 +131,8 @@ def _generate(
             btf.add_module(data)
         except BtfError as error:  # noqa: PERF203 - a dozen modules, once per kernel
             warnings.append(f"kernel types: {BTF_DIR / name}: {error}; its types are not known")
-    files = tree.files(btf, platform.machine(), platform.release(), os.sysconf("SC_PAGE_SIZE"))
+    kernel = os.uname()
+    files = tree.files(btf, kernel.machine, kernel.release, os.sysconf("SC_PAGE_SIZE"))
     known = {
         "tracepoints": facts.tracepoints(btf),
         "drop_reasons": {str(value): name for value, name in facts.drop_reasons(btf).items()},
@@ -155,7 +167,8 @@ def _key(vmlinux: Path, modules: Mapping[str, bytes]) -> str:
     # The build id is the note that GNU owns; without one the types themselves must serve.
     add("notes", notes if b"GNU\0" in notes else vmlinux.read_bytes())
     add("vmlinux", str(vmlinux.stat().st_size).encode())
-    add("uname", f"{platform.machine()} {platform.release()} {platform.version()}".encode())
+    kernel = os.uname()
+    add("uname", f"{kernel.machine} {kernel.release} {kernel.version}".encode())
     for name, content in modules.items():
         add(name, content)
     for name in _GENERATOR:
@@ -163,15 +176,30 @@ def _key(vmlinux: Path, modules: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def _installed_headers() -> KernelTypes:
-    release = platform.release()
+def _installed(why: str) -> KernelTypes:
+    """Fall back to installed kernel headers; `why` says what is the matter with BTF."""
+    release = os.uname().release
     for name in ("build", "source"):
         path = MODULES_DIR / release / name
         if (path / "include/linux/kconfig.h").is_file():
-            lost = "kernel types: no BTF: no typed tracepoints, and drop reasons have no names"
-            return KernelTypes(path.resolve(), f"headers-{release}", "headers", {}, {}, (lost,))
+            reasons, lost = _printed_reasons(), "no typed tracepoints"
+            if not reasons:
+                lost += ", and drop reasons have no names"
+            warning = f"kernel types: {why}: {lost}"
+            return KernelTypes(path.resolve(), release, "headers", {}, reasons, (warning,))
     raise TracerError(
-        f"kernel types: no BTF at {BTF_DIR / 'vmlinux'} and no kernel headers",
+        f"kernel types: {why} and no kernel headers",
         f"install linux-headers-{release} (Debian, Ubuntu) or kernel-devel-{release} (Fedora, "
         "RHEL), or run a kernel built with CONFIG_DEBUG_INFO_BTF=y",
     )
+
+
+def _printed_reasons() -> dict[int, str]:
+    """Drop reasons as tracefs prints them in kfree_skb; empty where it does not."""
+    for root in TRACEFS_DIRS:
+        try:
+            text = (root / "events/skb/kfree_skb/format").read_text()
+        except OSError:  # absent, or forbidden without root
+            continue
+        return {int(value, 0): name for value, name in _SYMBOL.findall(text)}
+    return {}
