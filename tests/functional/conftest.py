@@ -1,0 +1,74 @@
+"""Fixtures of the functional tests: root, a real containerd, and no one else's run beside ours."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+from lab import cluster as lab_cluster
+from lab import leftovers as lab_leftovers
+from lab import runner
+from lab import topology as lab_topology
+from lab.shell import until
+
+LOCK = Path("/run/tracer-tests.lock")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _alone():
+    if os.geteuid() != 0:
+        pytest.exit("functional tests need root: sudo scripts/test", 2)
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pytest.exit(f"another functional test run holds {LOCK}", 2)
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(_alone):
+    with lab_cluster.running() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def cri_env(cluster):
+    """How tracer is told of the runtime: not at all where it sits in its usual place."""
+    if cluster.runtime.in_usual_place:
+        return {}
+    return {"CONTAINER_RUNTIME_ENDPOINT": f"unix://{cluster.runtime.socket}"}
+
+
+@pytest.fixture(scope="session")
+def routed(_alone):
+    with lab_topology.routed() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def drops(request, cri_env):
+    """One `tracer drops` for a whole module, as an administrator would let it run."""
+    # Whatever a test will send from is there before tracer looks at the node.
+    request.getfixturevalue("routed")
+    with runner.running("drops", "-o", "json", env=cri_env) as live:
+        yield live
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def watch(drops):
+    """What `drops` writes during this test."""
+    return runner.watch(drops)
+
+
+@pytest.fixture
+def nothing_left():
+    """The test leaves no BPF object, nft rule, namespace or pin that was not there before."""
+    before = lab_leftovers.listing()
+    yield
+    until(lambda: not lab_leftovers.added(before), "the kernel is as it was before", 3)

@@ -1,0 +1,72 @@
+"""Ordinary senders and receivers: datagrams and connections of counted sizes."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lab.namespaces import Namespace
+
+_ports = itertools.count(20011, 2)
+
+
+def new_port() -> int:
+    """A port that no other test uses, so that its packets are told from all others."""
+    return next(_ports)
+
+
+def family_of(address: str) -> int:
+    """AF_INET or AF_INET6, by the form of the address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def send_udp(where: Namespace, to: tuple[str, int], count: int, payload: bytes = b"x" * 32) -> int:
+    """Send `count` datagrams from one socket; its port.
+
+    The socket is not connected, so ICMP errors that come back do not stop it, and a datagram
+    that netfilter drops on its way out (EPERM) counts as sent.
+    """
+    with where.socket(family_of(to[0]), socket.SOCK_DGRAM) as sender:
+        sender.bind(("", 0))
+        for _ in range(count):
+            with suppress(PermissionError):
+                sender.sendto(payload, to)
+        return sender.getsockname()[1]
+
+
+def open_tcp(where: Namespace, to: tuple[str, int], timeout_s: float = 0.3) -> OSError | None:
+    """Try to connect; the error, or None when it worked."""
+    with where.socket(family_of(to[0]), socket.SOCK_STREAM) as client:
+        client.settimeout(timeout_s)
+        try:
+            client.connect(to)
+        except OSError as error:
+            return error
+    return None
+
+
+@contextmanager
+def udp_listener(
+    where: Namespace, port: int, family: int = socket.AF_INET
+) -> Iterator[socket.socket]:
+    """A bound UDP socket."""
+    with where.socket(family, socket.SOCK_DGRAM) as made:
+        made.bind(("", port))
+        yield made
+
+
+@contextmanager
+def tcp_listener(
+    where: Namespace, port: int, family: int = socket.AF_INET
+) -> Iterator[socket.socket]:
+    """A listening TCP socket."""
+    with where.socket(family, socket.SOCK_STREAM) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("", port))
+        made.listen(4)
+        yield made
