@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def parse(source: str) -> Layout:
     for kind, name, body in _BLOCK.findall(source):
         if kind == "enum":
             members = [(member, int(value)) for member, value in _ENUMERATOR.findall(body)]
-            enums[name] = IntEnum(name, members)  # type: ignore[misc]
+            enums[name] = cast("type[IntEnum]", IntEnum(name, members))
         else:
             structs[name] = _struct(name, body, constants, structs)
     return Layout(constants, enums, structs)

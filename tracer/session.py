@@ -6,6 +6,7 @@ buffer all wake the same epoll, so an idle run costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -58,8 +59,10 @@ def require_root() -> None:
 
 
 class Session:
-    """One loaded program, its node, its selection and its reasons to stop. A context manager:
-    on leaving it, everything is given back to the kernel."""
+    """One loaded program, its node, its selection and its reasons to stop.
+
+    A context manager: on leaving it, everything is given back to the kernel.
+    """
 
     def __init__(
         self,
@@ -76,8 +79,8 @@ class Session:
         self._claim = None if concurrent else instance.claim(command)
         self._stopping = False
         self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
+        for end in (self._wake_read, self._wake_write):
+            end.settimeout(0)
         self._signals = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -97,10 +100,11 @@ class Session:
             raise
         self._started_s = time.monotonic()
         self._pushed_version = -1
+        self._told: frozenset[str] = frozenset()
         self.push_selection()
         self.inventory.start(on_change=lambda _node: self.wake())
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Session:  # noqa: PYI034 - typing.Self is 3.11's
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,12 +156,11 @@ class Session:
                 epoll.register(descriptor, select.EPOLLIN)
             if self.running:
                 epoll.poll(max(0.0, min(timeout_s, self.left_s)))
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
-        except BlockingIOError:
-            pass
         if self.inventory.node.version != self._pushed_version:
             self.push_selection()
+            self._tell_warnings()
 
     # The kernel's side
 
@@ -217,10 +220,20 @@ class Session:
                 lost[f"{hook} missed"] = misses
         return lost
 
+    def _tell_warnings(self) -> None:
+        """Say which of the inventory's sources failed since the last look, and which are back."""
+        warnings = frozenset(self.inventory.node.warnings)
+        for warning in sorted(warnings - self._told):
+            say(f"warning: {warning}")
+        for warning in sorted(self._told - warnings):
+            say(f"over: {warning}")
+        self._told = warnings
+
     def announce(self, ready_file: Path | None) -> None:
         """Say how each hook attached, what is missing, and that tracing has begun."""
-        for warning in (*self.loaded.warnings, *self.inventory.node.warnings):
+        for warning in self.loaded.warnings:
             say(f"warning: {warning}")
+        self._tell_warnings()
         if not len(self.symbols):
             say("warning: /proc/kallsyms hides addresses: functions and hooks are not named")
         for way in self.loaded.attached:

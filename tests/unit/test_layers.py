@@ -12,9 +12,10 @@ LAYERS = {
     # layer: the layers of tracer that it may import, besides itself
     "__main__": {"cli"},
     "cli": {"", "commands", "errors"},
-    "commands": {"", "session", "instance", "model", "layout", "errors"}
+    "commands": {"", "session", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
-    "session": {"", "model", "layout", "errors", "kernel", "inventory", "analysis", "sinks"},
+    "session": {"", "instance", "model", "layout", "errors"}
+    | {"kernel", "inventory", "analysis", "sinks"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
     "analysis": {"", "model", "layout", "errors"},

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tracer.analysis.conntrack import conntrack_fields
 from tracer.analysis.netfilter import netfilter_place
 from tracer.analysis.packet import parse
@@ -16,6 +14,8 @@ from tracer.layout import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import numpy as np
 
     from tracer.model import Node, Pod, Record
 

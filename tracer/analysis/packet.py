@@ -54,7 +54,7 @@ def parse(ethertype: int, data: bytes) -> Record:
         tag, ethertype = struct.unpack_from("!HH", data)
         record["vlan.id"] = tag & 0xFFF
         data = data[4:]
-    record["network.type"] = _network_type(ethertype)
+    record["network.type"] = network_type(ethertype)
     if ethertype == ETH_P_IP:
         _parse_ipv4(data, record)
     elif ethertype == ETH_P_IPV6:
@@ -100,7 +100,7 @@ def describe(record: Record) -> str:
     return " ".join(words)
 
 
-def _network_type(ethertype: int) -> str:
+def network_type(ethertype: int) -> str:
     if ethertype < _ETH_P_802_3_MIN:
         return "llc" if ethertype else "unknown"
     return _NETWORK_TYPES.get(ethertype, f"{ethertype:#06x}")

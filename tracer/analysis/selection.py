@@ -12,6 +12,8 @@ from tracer.errors import TracerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
+
     from tracer.model import Node, Pod
 
 
@@ -78,9 +80,7 @@ class Marks:
 def marks(selection: PodSelection, node: Node) -> Marks:
     """What the kernel has to know to recognise the pods, and the selected ones among them."""
     chosen = {
-        uid
-        for uid, pod in node.pods.items()
-        if not selection.everything and selection.matches(pod)
+        uid for uid, pod in node.pods.items() if not selection.everything and selection.matches(pod)
     }
     places: set[tuple[int, int]] = {
         (netns, 0) for netns, uid in node.pod_by_netns.items() if uid in chosen
@@ -99,7 +99,7 @@ def marks(selection: PodSelection, node: Node) -> Marks:
     )
 
 
-def owner(node: Node, place: Mapping[str, Any]) -> Pod | None:
+def owner(node: Node, place: Mapping[str, Any] | np.void) -> Pod | None:
     """The pod that a record is charged to, by the first of: namespace, device, address, cgroup.
 
     `place` has `netns`, `ifindex`, `pod_address` (16 bytes) and `cgroup_id`, as the structs
@@ -114,4 +114,3 @@ def owner(node: Node, place: Mapping[str, Any]) -> Pod | None:
     if uid is None and netns == node.netns:
         uid = node.pod_by_cgroup.get(int(place["cgroup_id"]))
     return None if uid is None else node.pods.get(uid)
-

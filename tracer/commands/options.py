@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from tracer.errors import TracerError
 from tracer.session import Limits
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -67,7 +67,9 @@ def pod_selection(args: argparse.Namespace) -> PodSelection:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Limits and what scripts need: --duration, --ready-file, --concurrent, --attach."""
     group = parser.add_argument_group("run")
-    group.add_argument("--duration", type=duration_s, metavar="TIME", help="stop after 500ms, 5s, 2m")
+    group.add_argument(
+        "--duration", type=duration_s, metavar="TIME", help="stop after 500ms, 5s, 2m"
+    )
     group.add_argument(
         "--ready-file", type=Path, metavar="PATH", help="made once every hook is attached"
     )

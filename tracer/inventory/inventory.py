@@ -7,6 +7,7 @@ import os
 import select
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from tracer.inventory.merge import merge
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection
+    from contextlib import AbstractContextManager
 
     from tracer.inventory.cri_follow import Follower
     from tracer.model import Node
@@ -134,28 +136,33 @@ class Inventory:
 
     def _run(self, on_change: Callable[[Node], None] | None) -> None:
         try:
-            events = self._open_events()
-            with self._lock:
-                self._collector.forget()  # what changed before the socket was open is unheard
-            seen = self._node
-            while not self._stopped.is_set():
-                started = time.monotonic()
-                with self._lock:
-                    node = self._publish(self._collector.collect())
-                cost = time.monotonic() - started
-                if node is not seen and on_change:
-                    on_change(node)
-                seen = node
-                self._stopped.wait(max(GAP_S, cost / SHARE))
-                self._wait(events, time.monotonic() + max(POLL_S, cost / IDLE_SHARE))
+            with self._open_events() as events:
+                self._follow(events, on_change)
         except Exception:  # noqa: BLE001 - a thread's last words
             if not self._stopped.is_set():
                 _log.exception("inventory: stopped following the node; names may become stale")
 
-    def _open_events(self) -> socket.socket | None:
+    def _follow(
+        self, events: socket.socket | None, on_change: Callable[[Node], None] | None
+    ) -> None:
+        with self._lock:
+            self._collector.forget()  # what changed before the socket was open is unheard
+        seen = self._node
+        while not self._stopped.is_set():
+            started = time.monotonic()
+            with self._lock:
+                node = self._publish(self._collector.collect())
+            cost = time.monotonic() - started
+            if node is not seen and on_change:
+                on_change(node)
+            seen = node
+            self._stopped.wait(max(GAP_S, cost / SHARE))
+            self._wait(events, time.monotonic() + max(POLL_S, cost / IDLE_SHARE))
+
+    def _open_events(self) -> AbstractContextManager[socket.socket | None]:
         inode, path = self._collector.node_netns()
         if "netlink" not in self._sources or not path:
-            return None
+            return nullcontext()
         return namespaces.open_events(path, inode)
 
     def _wait(self, events: socket.socket | None, deadline: float) -> None:

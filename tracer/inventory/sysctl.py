@@ -30,7 +30,7 @@ def read_sysctls(node: Node, netns: int, names: Iterable[str]) -> dict[str, str]
     path = _handle(node.namespaces.get(netns), netns)
 
     def work() -> None:
-        if path and netns != os.stat("/proc/thread-self/ns/net").st_ino:
+        if path and netns != Path("/proc/thread-self/ns/net").stat().st_ino:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 setns(fd)
@@ -63,7 +63,7 @@ def _handle(namespace: Namespace | None, netns: int) -> str:
         paths.append(f"/proc/{namespace.pid}/ns/net")
     for path in ("/proc/thread-self/ns/net", *paths):
         try:
-            if os.stat(path).st_ino == netns:
+            if Path(path).stat().st_ino == netns:
                 return path
         except OSError:
             continue

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 
 class Generations:
-    """A pair of maps behind an outer one-slot map. Programs fill the map that the outer one
-    names; `turn` names the other, and reads and empties the first."""
+    """A pair of maps behind an outer one-slot map.
+
+    Programs fill the map that the outer one names; `turn` names the other, and reads and
+    empties the first.
+    """
 
     def __init__(self, loaded: Loaded, name: str, key: str, value: str) -> None:
         """`name` is the outer map; `name`_0 and `name`_1 the pair. Counting starts here."""
@@ -31,8 +34,11 @@ class Generations:
         self._point()
 
     def _point(self) -> None:
-        """Returns only when no program uses the other map any more: the kernel waits for them
-        after a write to a map of maps (maybe_wait_bpf_programs, 4.20: 1ae80cf31938)."""
+        """Name the active map; on return no program uses the other any more.
+
+        After a write to a map of maps the kernel waits for the programs that still run
+        (maybe_wait_bpf_programs, 4.20: 1ae80cf31938).
+        """
         fd = self._pair[self._active].fd
         self._outer.update(bytes(4), fd.to_bytes(4, sys.byteorder))
 

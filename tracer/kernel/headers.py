@@ -129,7 +129,7 @@ def _generate(
     for name, data in modules.items():
         try:
             btf.add_module(data)
-        except BtfError as error:  # noqa: PERF203 - a dozen modules, once per kernel
+        except BtfError as error:
             warnings.append(f"kernel types: {BTF_DIR / name}: {error}; its types are not known")
     kernel = os.uname()
     files = tree.files(btf, kernel.machine, kernel.release, os.sysconf("SC_PAGE_SIZE"))
@@ -151,7 +151,7 @@ def _read_modules() -> dict[str, bytes]:
     for name in MODULES:
         try:
             found[name] = (BTF_DIR / name).read_bytes()
-        except FileNotFoundError:  # noqa: PERF203 - a dozen modules
+        except FileNotFoundError:
             continue  # built in, not loaded, or without BTF
     return found
 

@@ -22,8 +22,11 @@ TIMEOUT_S = 120  # an emulated machine compiles for 15 s
 
 @dataclass(slots=True)
 class Loaded:
-    """A running BPF object. Its links, programs and maps live as long as these descriptors:
-    when the process ends, however it ends, the kernel takes all of it away."""
+    """A running BPF object.
+
+    Its links, programs and maps live as long as these descriptors: when the process ends,
+    however it ends, the kernel takes all of it away.
+    """
 
     maps: Mapping[str, tuple[MapInfo, int]]
     """Name → (layout, fd)."""

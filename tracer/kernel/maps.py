@@ -21,6 +21,8 @@ BPF_MAP_TYPE_PERCPU_HASH = 5
 BPF_MAP_TYPE_PERCPU_ARRAY = 6
 PERCPU = (BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY)
 BPF_ANY = 0
+ENOTSUPP = 524
+"""The kernel's own number, which <errno.h> does not have."""
 
 
 @cache
@@ -67,7 +69,7 @@ class Map:
         try:
             return self._read_batch(max(expected, 64))
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUPP, errno.EOPNOTSUPP):
+            if error.errno not in (errno.EINVAL, ENOTSUPP):
                 raise
             return self._read_one_by_one()
 
@@ -149,9 +151,7 @@ class Map:
     def replace(self, wanted: dict[bytes, bytes]) -> int:
         """Make the map hold just `wanted`; returns how many entries did not fit."""
         present, values = self.read()
-        held = {
-            present[index].tobytes(): values[index].tobytes() for index in range(len(present))
-        }
+        held = {present[index].tobytes(): values[index].tobytes() for index in range(len(present))}
         self.delete(key for key in held if key not in wanted)
         refused = 0
         for key, value in wanted.items():

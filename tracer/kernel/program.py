@@ -1,10 +1,15 @@
-"""What the loader is asked to load, and what it answers: the contract between the long-lived
-process and the short-lived one that holds the compiler."""
+"""What the loader is asked to load, and what it answers.
+
+This is the contract between the long-lived process and the worker that holds the compiler.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,7 @@ def _fence() -> Callable[[], None]:
     libc = ct.CDLL(None, use_errno=True)
     number = SYS_MEMBARRIER.get(machine)
     if number is None or libc.syscall(number, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) < 0:
-        raise TracerError(
-            f"ring buffer: no memory barrier on {machine}", "use the callback reader"
-        )
+        raise TracerError(f"ring buffer: no memory barrier on {machine}", "use the callback reader")
     return lambda: libc.syscall(number, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0)
 
 
@@ -132,6 +130,7 @@ class CallbackRing:
         """Open `fd`; `data_bytes` is not needed."""
         del data_bytes
         from bcc.libbcc import _RINGBUF_CB_TYPE, lib  # noqa: PLC0415 - loads LLVM
+
         self._lib, self._fd, self._dtype = lib, fd, dtype
         self._waiting: list[bytes] = []
         self._callback = _RINGBUF_CB_TYPE(self._keep)

@@ -2,7 +2,9 @@
 
 bcc includes, in this order: linux/kconfig.h, its own copy of uapi/linux/bpf.h (kept out by
 its include guards: the kernel's own types are better), then the other names in `_EMPTY`,
-linux/version.h, linux/log2.h and asm/page.h. Everything is in the first of them.
+linux/version.h, linux/log2.h and asm/page.h. Everything is in the first of them, and in
+vmlinux.h beside it: a quoted include looks beside the includer before bcc's first -I, which
+is the directory that the process was started in.
 """
 
 from __future__ import annotations
@@ -111,7 +113,7 @@ def files(btf: Btf, machine: str, release: str, page_bytes: int) -> dict[str, st
     code = _version_code(release)
     return {
         f"arch/{arch_dir}/include/": "",
-        "include/vmlinux.h": vmlinux(btf),
+        "include/linux/vmlinux.h": vmlinux(btf),
         "include/linux/kconfig.h": _KCONFIG.format(config_arch=config_arch),
         "include/linux/version.h": _VERSION.format(code=code),
         "include/linux/log2.h": _LOG2,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.errors import TracerError
 from tracer.kernel import libbpf
 from tracer.kernel.headers import KernelTypes, ensure
-from tracer.kernel.hooks import HOOKS, RAW, TYPED, Hook, Way
+from tracer.kernel.hooks import HOOKS, TYPED, Hook, Way
 from tracer.kernel.program import Attached, MapInfo, Program
 from tracer.kernel.source import splice
 from tracer.layout import bpf_dir
@@ -125,7 +125,9 @@ class Object:
                 self._bpf = BPF(text=text, cflags=flags)
         except Exception as error:
             told = next((line for line in complaints if "error:" in line), str(error))
-            raise TracerError(f"bcc: compile: {told}", "report this with `tracer doctor`") from error
+            raise TracerError(
+                f"bcc: compile: {told}", "report this with `tracer doctor`"
+            ) from error
 
     def instructions(self, function: str) -> bytes:
         """The BPF instructions of one function."""
