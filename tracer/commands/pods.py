@@ -36,7 +36,7 @@ ID_CHARACTERS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Selection, --all, --wide, -o."""
+    """Declare the selection, --all, --wide and -o."""
     parser.epilog = EXAMPLES
     add_pod_selection(parser)
     parser.add_argument(
@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Scan the node once and print what was asked for."""
-    node = Inventory().scan()
+    inventory = Inventory()
+    node = inventory.scan()
+    inventory.stop()
     selection = pod_selection(args)
     for warning in node.warnings:
         sys.stderr.write(f"warning: {warning}\n")

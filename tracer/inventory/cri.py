@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import orjson
 
+from tracer.inventory.cri_errors import CriError, NoCriError
 from tracer.inventory.cri_messages import MESSAGES, NETWORK_OF_NODE, SANDBOX_READY
 from tracer.inventory.facts import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+__all__ = ["CriError", "NoCriError", "Runtime", "read_sandbox"]
 
 CALL_TIMEOUT_S = 2.0
 CALLS_IN_FLIGHT = 32
@@ -30,14 +33,6 @@ Message = Any
 """A protobuf message of `cri_messages`; such classes exist at run time only."""
 GrpcMethod = Any
 """A method of a grpc channel, or what it makes."""
-
-
-class CriError(Exception):
-    """The runtime did not answer; the text says which socket and why."""
-
-
-class NoCriError(CriError):
-    """Something answers on the socket, but it serves no CRI (a plain Docker host)."""
 
 
 class Runtime:
@@ -113,7 +108,7 @@ class Runtime:
             for id_, call in calls.items():
                 try:
                     answers[id_] = call.result()
-                except grpc.RpcError as error:  # noqa: PERF203 - each may fail by itself
+                except grpc.RpcError as error:
                     if _code(error) is not grpc.StatusCode.NOT_FOUND:
                         raise self._failure(error) from error
         return answers

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from tracer.inventory.cri import CriError, NoCriError, Runtime
+from tracer.inventory.cri_errors import CriError, NoCriError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from tracer.inventory.cri import Runtime
     from tracer.inventory.facts import Sandbox
 
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -33,17 +34,22 @@ class Follower:
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._failures = 0
+        self._lock = threading.Lock()
 
     def refresh(self) -> bool:
         """Ask every runtime now; True where sandboxes or warnings changed.
 
         The sandboxes of a runtime that does not answer stay as they were last told.
         """
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> bool:
         warnings = []
         for path in self._sockets:
             try:
                 self._ask(path)
-            except NoCriError:  # noqa: PERF203 - each runtime may fail by itself
+            except NoCriError:
                 self._drop(path)  # a plain Docker host: nothing is lost
             except CriError as error:
                 self._drop(path)
@@ -59,7 +65,7 @@ class Follower:
         while not self._stopped.is_set():
             if self.refresh() and not self._stopped.is_set():
                 changed()
-            for path, runtime in self._runtimes.items():
+            for path, runtime in tuple(self._runtimes.items()):
                 self._listen(path, runtime)
             self._stopped.wait(GAP_S)
             if self._failures:
@@ -88,6 +94,9 @@ class Follower:
             self._drop(path)
             self._told.pop(path, None)
             return
+        # grpc costs 20 MB and 60 ms: only a node with a runtime pays them.
+        from tracer.inventory.cri import Runtime  # noqa: PLC0415
+
         if path not in self._runtimes:
             self._runtimes[path] = Runtime(path)
         self._told[path] = self._runtimes[path].sandboxes()

@@ -79,7 +79,7 @@ def stamps(roots: Iterable[Path]) -> tuple[int, ...]:
     for root in roots:
         try:
             found.append(root.stat().st_mtime_ns)
-        except OSError:  # noqa: PERF203 - each directory is optional
+        except OSError:
             found.append(0)
     return tuple(found)
 
@@ -88,5 +88,5 @@ def _entries(roots: Iterable[Path]) -> Iterable[Path]:
     for root in roots:
         try:
             yield from sorted(root.iterdir())
-        except (FileNotFoundError, NotADirectoryError, PermissionError):  # noqa: PERF203 - same
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue

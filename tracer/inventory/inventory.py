@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tracer.inventory import namespaces
 from tracer.inventory.collect import Collector
+from tracer.inventory.cri_follow import Follower
 from tracer.inventory.facts import SOURCES, Facts, Paths
 from tracer.inventory.linger import Lingering, linger
 from tracer.inventory.merge import merge
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
-    from tracer.inventory.cri_follow import Follower
     from tracer.model import Node
 
 LOOK_S = 1.0
@@ -51,7 +51,7 @@ class Inventory:
         self._sources = tuple(SOURCES if sources is None else sources)
         self._paths = paths or Paths()
         self._collector = Collector(self._paths, self._sources)
-        self._cri: Follower | None = None
+        self._cri = Follower(self._paths.cri_sockets if "cri" in self._sources else ())
         self._node: Node | None = None
         self._lingering = Lingering()
         self._lock = threading.Lock()
@@ -72,8 +72,7 @@ class Inventory:
 
     def scan(self) -> Node:
         """Read everything now, whatever was known; never raises for a missing source."""
-        cri = self._follower()
-        asking = threading.Thread(target=cri.refresh, name="cri-scan", daemon=True)
+        asking = threading.Thread(target=self._cri.refresh, name="cri-scan", daemon=True)
         asking.start()
         with self._lock:
             self._collector.forget()
@@ -83,8 +82,7 @@ class Inventory:
 
     def start(self, on_change: Callable[[Node], None] | None = None) -> None:
         """Follow the node in the background; `on_change` is called there with each new `Node`."""
-        cri = self._follower()
-        for work, argument in ((self._run, on_change), (cri.run, self._nudge)):
+        for work, argument in ((self._run, on_change), (self._cri.run, self._nudge)):
             thread = threading.Thread(target=work, args=(argument,), daemon=True)
             thread.name = f"inventory-{len(self._threads)}"
             self._threads.append(thread)
@@ -92,7 +90,7 @@ class Inventory:
 
     def poke(self) -> None:
         """Refresh soon: an event names something unknown. Cheap, any thread, any number."""
-        self._follower().poke()
+        self._cri.poke()
         if not self._poked:
             self._poked = True
             self._nudge()
@@ -100,8 +98,7 @@ class Inventory:
     def stop(self) -> None:
         """Stop following, within 0.1 s; `node` stays readable."""
         self._stopped.set()
-        if self._cri:
-            self._cri.stop()
+        self._cri.stop()
         self._nudge()
         deadline = time.monotonic() + STOP_S
         for thread in self._threads:
@@ -111,18 +108,10 @@ class Inventory:
     def _nudge(self) -> None:
         os.eventfd_write(self._wake, 1)
 
-    def _follower(self) -> Follower:
-        if self._cri is None:
-            sockets = self._paths.cri_sockets if "cri" in self._sources else ()
-            # grpc costs 20 MB and 60 ms: only a node with a runtime pays them.
-            from tracer.inventory.cri_follow import Follower  # noqa: PLC0415
-
-            self._cri = Follower(sockets)
-        return self._cri
-
     def _publish(self, facts: Facts) -> Node:
-        cri = self._follower()
-        facts = replace(facts, sandboxes=cri.sandboxes, warnings=facts.warnings + cri.warnings)
+        facts = replace(
+            facts, sandboxes=self._cri.sandboxes, warnings=facts.warnings + self._cri.warnings
+        )
         before = self._node
         node = merge(facts)
         if before is None:
@@ -181,8 +170,8 @@ class Inventory:
                 with self._lock:
                     changed = self._collector.follow(events)
                 if changed:
-                    self._follower().poke()
+                    self._cri.poke()
                     return
             elif self._collector.read_stamps() != self._collector.stamps:
-                self._follower().poke()
+                self._cri.poke()
                 return

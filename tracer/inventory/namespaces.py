@@ -40,7 +40,7 @@ def read_views(
                 try:
                     with _socket_in(path, inode) as sock:
                         views[inode] = rtnl.read_view(sock, fd, node)
-                except (FileNotFoundError, ProcessLookupError):  # noqa: PERF203 - each may end
+                except (FileNotFoundError, ProcessLookupError):
                     continue
                 except OSError as error:
                     failures.append(f"{path}: {os.strerror(error.errno or 0)}")
@@ -72,7 +72,7 @@ def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
                             nsid = rtnl.read_nsid(sock, fd)
                         if nsid is not None:
                             views[inode].nsids[nsid] = other
-            except (OSError, KeyError):  # noqa: PERF203 - each namespace may end
+            except (OSError, KeyError):
                 continue  # gone meanwhile: the next refresh reads what is left
 
     _in_thread(work)

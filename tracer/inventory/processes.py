@@ -59,7 +59,7 @@ class Reader:
             try:
                 if (root / "cgroup.procs").exists():
                     return (root / path.lstrip("/")).stat().st_ino
-            except FileNotFoundError:  # noqa: PERF203 - two roots at most
+            except FileNotFoundError:
                 continue  # removed meanwhile, or outside of our cgroup namespace
         return None
 
