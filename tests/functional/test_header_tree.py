@@ -79,6 +79,8 @@ def types(tmp_path, monkeypatch):
     made = headers.ensure([tmp_path / "cache"])
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
+    # bcc looks for <linux/version.h> and the like in the current directory first.
+    monkeypatch.chdir(made.source_dir)
     return made
 
 

@@ -52,7 +52,7 @@ def test_types_from_btf(kernel):
     assert types.source_dir == kernel / "cache" / types.key
     assert types.tracepoints == {"consume_skb": ("struct sk_buff *",)}
     assert types.drop_reasons == {3: "NO_SOCKET"}
-    assert "struct sk_buff {" in (types.source_dir / "include/vmlinux.h").read_text()
+    assert "struct sk_buff {" in (types.source_dir / "include/linux/vmlinux.h").read_text()
     assert types.environment == {"BCC_KERNEL_SOURCE": str(types.source_dir)}
     assert any("struct nf_conn is in no BTF" in warning for warning in types.warnings)
 
@@ -99,7 +99,9 @@ def test_a_module_that_is_loaded_later_makes_another_tree(kernel):
     (kernel / "btf/nf_conntrack").write_bytes(module(vmlinux_types(), "nf_conn"))
     second = headers.ensure([kernel / "cache"])
     assert second.key != first.key
-    assert "#define HAS_nf_conn__zone 1" in (second.source_dir / "include/vmlinux.h").read_text()
+    assert (
+        "#define HAS_nf_conn__zone 1" in (second.source_dir / "include/linux/vmlinux.h").read_text()
+    )
     assert not any("nf_conn " in warning for warning in second.warnings)
 
 
