@@ -41,6 +41,15 @@ needs_test="
   command:runc                  runc                        runc
   directory:/usr/lib/cni,/opt/cni/bin,/usr/libexec/cni  containernetworking-plugins  containernetworking-plugins
 "
+needs_benchmark="
+  $needs_tracer
+  command:cc                    gcc,libc6-dev               gcc
+  command:ip                    iproute2                    iproute
+  command:sysctl                procps                      procps-ng
+  command:iptables-restore      iptables                    iptables-nft
+  command:tcpdump               tcpdump                     tcpdump
+  command:bpftrace              bpftrace                    bpftrace
+"
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
 
@@ -146,7 +155,7 @@ meet() {
 # fill_venv KIND: the project and its Python packages, into a new or the existing .venv.
 fill_venv() {
   local project=$root made=""
-  [ "$1" = tracer ] || project="${root}[dev]"
+  [[ $1 != test && $1 != check ]] || project="${root}[dev]"
   # `incomplete` outlives a killed set-up only; `home` tells a copied or moved checkout.
   if [ -e "$venv/incomplete" ] || ! "$venv/bin/python" -I -c 'import pip' 2>/dev/null ||
     [ "$(cat "$venv/home" 2>/dev/null)" != "$home" ]; then

@@ -1,0 +1,143 @@
+"""What is compared: tracer's commands, and the tools that people use today."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+from lab import NODE, PODS, on_node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+READY_S = 30.0
+SETTLE_S = 0.2
+BPFTRACE = """
+BEGIN { printf("ready\\n"); }
+tracepoint:net:net_dev_start_xmit, tracepoint:net:netif_receive_skb { @packets[probe] = count(); }
+tracepoint:skb:kfree_skb { @dropped = count(); }
+"""
+TRACER = (sys.executable, "-I", "-m", "tracer")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program that watches the packets."""
+
+    name: str
+    argv: tuple[str, ...]
+    ready: str
+    """What it writes once it watches."""
+    stdout_matters: bool = False
+    """`ready` comes on stdout, not on stderr."""
+
+
+def tools(directory: Path) -> tuple[Tool, ...]:
+    """Every tool; files that they write go to `directory`."""
+    node_veth = next(iter(PODS))
+    flows = ("--interval", "1s", "--write", str(directory / "flows.jsonl"))
+    mounted = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"'
+    node = ("nsenter", f"--net=/run/netns/{NODE}")
+    # Headers only: what one would write for long, and in tcpdump's favour.
+    tcpdump = ("tcpdump", "-n", "-i", node_veth, "-s", "128", "-w", str(directory / "capture.pcap"))
+    bpftrace = ("bpftrace", "-B", "line", "-e", BPFTRACE)
+    return (
+        Tool("drops", on_node(*TRACER, "drops", "--concurrent", "-o", "json"), "\ntracing"),
+        Tool("flows", on_node(*TRACER, "flows", "--concurrent", *flows), "\ntracing"),
+        Tool("tcpdump", (*node, *tcpdump), "listening on"),
+        Tool(
+            "bpftrace",
+            ("unshare", "--mount", "sh", "-c", mounted, "sh", *bpftrace),
+            "ready",
+            stdout_matters=True,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A tool at work: its processes without the wrappers that started them."""
+
+    processes: tuple[psutil.Process, ...]
+
+    def cpu_ns(self) -> int:
+        """CPU time used so far, by the scheduler's own count."""
+        paths = (path for p in self.processes for path in Path(f"/proc/{p.pid}/task").iterdir())
+        return sum(int((path / "schedstat").read_text().split()[0]) for path in paths)
+
+    def rss_bytes(self) -> int:
+        """Resident memory now."""
+        return sum(int(process.memory_info().rss) for process in self.processes)
+
+    def programs(self) -> dict[int, tuple[int, int]]:
+        """BPF programs that it holds: id → (ns run, runs); needs kernel.bpf_stats_enabled."""
+        found = {}
+        for process in self.processes:
+            found.update(held_programs(process.pid))
+        return found
+
+
+def held_programs(pid: int | str) -> dict[int, tuple[int, int]]:
+    """BPF programs to which process `pid` has descriptors: id → (ns run, runs)."""
+    found = {}
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        if "run_time_ns" in lines:
+            found[int(lines["prog_id"])] = int(lines["run_time_ns"]), int(lines["run_cnt"])
+    return found
+
+
+@contextlib.contextmanager
+def running(tool: Tool, directory: Path) -> Iterator[Running]:
+    """Start `tool`, wait until it watches, stop it as Ctrl-C would."""
+    said = directory / f"{tool.name}.said"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            tool.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output if tool.stdout_matters else subprocess.DEVNULL,
+            stderr=output,
+        )
+    try:
+        _wait_ready(tool, process, said)
+        time.sleep(SETTLE_S)
+        yield Running(_leaves(process.pid))
+    finally:
+        _stop(process)
+
+
+def _wait_ready(tool: Tool, process: subprocess.Popen[bytes], said: Path) -> None:
+    end = time.monotonic() + READY_S
+    while tool.ready not in "\n" + (text := said.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{tool.name} did not start: {text.strip()[-500:]}")
+        time.sleep(0.02)
+
+
+def _leaves(pid: int) -> tuple[psutil.Process, ...]:
+    """The processes below the wrappers (nsenter, unshare); wrappers wait and cost nothing."""
+    top = psutil.Process(pid)
+    everyone = [top, *top.children(recursive=True)]
+    return tuple(process for process in everyone if process.name() not in ("unshare", "sh"))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        for leaf in _leaves(process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leaf.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
