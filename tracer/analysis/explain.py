@@ -1,0 +1,131 @@
+"""Why a packet was dropped: one sentence and a hint, from a drop record and sysctls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tracer.analysis import rules_ip, rules_link, rules_untold
+from tracer.analysis.rules import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tracer.model import Record
+
+_UNKNOWN = Rule(
+    "*",
+    "The kernel dropped it in {function} {where} and gives {reason} as the reason.",
+    "--stack shows how it came there; the function's source tells the rest",
+)
+_UNTOLD = Rule(
+    "NOT_SPECIFIED",
+    "The kernel dropped it in {function} {where} without giving a reason.",
+    "--stack shows how it came there; the function's source tells the rest",
+)
+_RULES = (*rules_ip.RULES, *rules_link.RULES, *rules_untold.RULES, _UNTOLD, _UNKNOWN)
+"""The first that fits wins."""
+
+_AFTER_CONNTRACK = ("INPUT", "FORWARD", "POSTROUTING")
+_NODE = "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a person reads: why, and what to do about it. Neither is ever empty."""
+
+    sentence: str
+    hint: str
+
+
+def explain(record: Record, evidence: Mapping[str, str]) -> Explanation:
+    """Explain a flat drop record; `evidence` has values of the sysctls of `wanted_evidence`.
+
+    Sysctls that could not be read may be missing from `evidence`.
+    """
+    rule, values = _rule(record), words(record)
+    sentence = rule.sentence.format_map(values)
+    proof = [f"{name} is {evidence[name]}" for name in wanted_evidence(record) if name in evidence]
+    if proof:
+        sentence = f"{sentence.removesuffix('.')} ({', '.join(proof)})."
+    return Explanation(sentence, rule.hint.format_map(values))
+
+
+def wanted_evidence(record: Record) -> tuple[str, ...]:
+    """Sysctls, in the packet's network namespace, that tell whether the explanation holds.
+
+    A device's name in them is one path component under /proc/sys, dots and all.
+    """
+    device = record.get("interface.name")
+    names = _rule(record).evidence
+    values = words(record)
+    return tuple(name.format_map(values) for name in names if device or "{iif}" not in name)
+
+
+def words(record: Record) -> Mapping[str, str]:
+    """The names that a rule's texts may use, in words where the record does not know."""
+    device = record.get("interface.name")
+    place = (record.get("netfilter.family"), record.get("netfilter.hook", "an unknown hook"))
+    return {
+        "src": record.get("src.address", "(unknown)"),
+        "dst": record.get("dst.address", "(unknown)"),
+        "dport": str(record.get("dst.port", "(unknown)")),
+        "transport": record.get("transport", "unknown"),
+        "network": record.get("network.type", "unknown"),
+        "length": str(record.get("ip.length", record.get("bytes", "too many"))),
+        "flags": record.get("tcp.flags") or "none",
+        "reason": record.get("drop.reason", "none"),
+        "function": _function(record) or "an unknown function",
+        "netfilter": " ".join(filter(None, place)),
+        "iif": device or "all",
+        "device": device or "its device",
+        "Device": device or "Its device",
+        "where": _where(record),
+        "host": _where(record).partition(" ")[2],
+        "ct_hint": _conntrack_hint(record),
+    }
+
+
+def _where(record: Record) -> str:
+    pod = record.get("k8s.pod.name")
+    namespace = record.get("netns.name")
+    if namespace == _NODE:
+        return "on the node"
+    if pod:
+        return f"in pod {record.get('k8s.pod.namespace', '')}/{pod}"
+    if namespace or record.get("netns"):
+        return f"in network namespace {namespace or record['netns']}"
+    return "on this host"
+
+
+def _conntrack_hint(record: Record) -> str:
+    """A drop after conntrack of a packet without an entry smells of `ct state invalid`."""
+    if record.get("netfilter.hook") not in _AFTER_CONNTRACK or "conntrack.state" in record:
+        return ""
+    return "; conntrack has no entry for it: a `ct state invalid` or `untracked` rule would match"
+
+
+def _function(record: Record) -> str:
+    return str(record.get("drop.location", "")).partition("+")[0].partition(".")[0]
+
+
+def _rule(record: Record) -> Rule:
+    candidates = _candidates(record.get("drop.reason", "NOT_SPECIFIED"), _function(record))
+    return next(rule for rule in candidates if _fits(rule, record))
+
+
+@cache
+def _candidates(reason: str, function: str) -> tuple[Rule, ...]:
+    """Rules for this reason and function: few distinct pairs exist, thousands of drops a second."""
+    return tuple(
+        rule
+        for rule in _RULES
+        if fnmatchcase(reason, rule.reason)
+        and (not rule.at or any(fnmatchcase(function, pattern) for pattern in rule.at))
+    )
+
+
+def _fits(rule: Rule, record: Record) -> bool:
+    return all(record.get(name) in values for name, values in rule.when.items())
