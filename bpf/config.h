@@ -22,7 +22,7 @@
 #define RING_PAGES 1024 /* 4 MiB: about 7,000 drops */
 #endif
 #ifndef DROP_KEYS
-#define DROP_KEYS 16384
+#define DROP_KEYS 8192 /* pods x reasons x locations; one value per CPU each */
 #endif
 #ifndef DROP_RATE
 #define DROP_RATE 1000 /* drops shown a second and reason; 0: all */
@@ -31,7 +31,10 @@
 #define MAX_FLOWS 65536 /* flows per interval */
 #endif
 #ifndef MAX_FLOW_DROPS
-#define MAX_FLOW_DROPS 16384
+#define MAX_FLOW_DROPS (MAX_FLOWS / 4)
+#endif
+#ifndef MAX_FLOW_OTHER
+#define MAX_FLOW_OTHER 4096 /* pod devices x directions */
 #endif
 #ifndef MAX_PLACES
 #define MAX_PLACES 16384

@@ -23,7 +23,8 @@ enum direction {
 /* What could not be told or counted, by source; indexes the map `losses`. */
 enum loss {
 	LOSS_DROP_EVENTS = 0, /* ring buffer full: a drop was counted but not shown */
-	LOSS_DROP_COUNTS = 1, /* map drop_counts full: a drop was neither counted by place nor shown */
+	LOSS_DROP_COUNTS =
+		1, /* map drop_counts full: a drop was neither counted by place nor shown */
 	LOSS_FLOW_DROPS = 2, /* map flow_drops full: a drop is missing from its flow */
 	LOSS_FLOW_OTHER = 3, /* map flow_other full: a packet was not counted at all */
 	LOSS_SOURCES = 4,

@@ -28,9 +28,11 @@ static __always_inline void count_other(const struct flow_key *flow, __u32 bytes
 static __always_inline void count_flow(struct flow_key *key, __u32 bytes, __u8 tcp_flags)
 {
 	__u64 now_ns = bpf_ktime_get_boot_ns();
-	struct flow_count first = {
-		.packets = 1, .bytes = bytes, .first_ns = now_ns, .last_ns = now_ns,
-		.tcp_flags = tcp_flags};
+	struct flow_count first = {.packets = 1,
+				   .bytes = bytes,
+				   .first_ns = now_ns,
+				   .last_ns = now_ns,
+				   .tcp_flags = tcp_flags};
 	struct flow_count *count;
 	int slot = 0;
 	void *map = flows.lookup(&slot);
@@ -57,8 +59,8 @@ static __always_inline void count_flow(struct flow_key *key, __u32 bytes, __u8 t
 
 /* A packet of `bytes` from `l3` on crosses the device `dev` of a pod. */
 static __always_inline void flow_packet(int typed, const struct sk_buff *skb,
-					const struct net_device *dev, const void *l3,
-					__u32 bytes, __u32 direction)
+					const struct net_device *dev, const void *l3, __u32 bytes,
+					__u32 direction)
 {
 	struct flow_key key = {.direction = direction};
 	const struct net *net = LOAD(dev->nd_net.net);

@@ -44,7 +44,7 @@ BPF_ARRAY_OF_MAPS(flows, "flows_0", 1);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, MAX_FLOW_DROPS);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);
 BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);
-BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other, MAX_PLACES);
+BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other, MAX_FLOW_OTHER);
 #endif
 
 #endif

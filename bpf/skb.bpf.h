@@ -30,11 +30,11 @@
  * expression has no qualifiers: typeof alone would make value_ const behind a const pointer,
  * and the compiler would take it for 0 without looking.
  */
-#define READ(expression)                                                         \
-	({                                                                       \
-		typeof(({ (expression); })) value_ = 0;                          \
-		bpf_probe_read_kernel(&value_, sizeof(value_), &(expression));   \
-		value_;                                                          \
+#define READ(expression)                                                                           \
+	({                                                                                         \
+		typeof(({ (expression); })) value_ = 0;                                            \
+		bpf_probe_read_kernel(&value_, sizeof(value_), &(expression));                     \
+		value_;                                                                            \
 	})
 
 /*

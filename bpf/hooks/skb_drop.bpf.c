@@ -16,19 +16,19 @@ static __always_inline int is_packet(const struct sock *sk, int has_device)
 }
 
 /* Copy the packet from its network header on behind its Ethernet header, true or made up. */
-static __always_inline void capture(const struct sk_buff *skb, struct drop_event *event)
+static __always_inline void capture(int typed, const struct sk_buff *skb, struct drop_event *event)
 {
-	__u8 *head = READ(skb->head);
-	__u32 mac = READ(skb->mac_header);
-	__u32 network = READ(skb->network_header);
-	__u32 data = READ(skb->data) - head;
-	__u32 end = READ(skb->tail);
-	__be16 protocol = READ(skb->protocol);
+	__u8 *head = LOAD(skb->head);
+	__u32 mac = LOAD(skb->mac_header);
+	__u32 network = LOAD(skb->network_header);
+	__u32 data = LOAD(skb->data) - head;
+	__u32 end = LOAD(skb->tail);
+	__be16 protocol = LOAD(skb->protocol);
 	__u32 l3_bytes;
 
 	if (!network)
 		network = data;
-	event->bytes = READ(skb->len) + data - network;
+	event->bytes = LOAD(skb->len) + data - network;
 	if (mac != MAC_HEADER_UNSET && mac + L2_BYTES <= network) {
 		event->has_mac = 1;
 		bpf_probe_read_kernel(event->packet, L2_BYTES, head + mac);
@@ -111,14 +111,14 @@ static __always_inline int drop_selected(const struct drop_event *event, int pod
 }
 
 /* Fill in where the packet was; returns 0 when it is no packet of a network. */
-static __always_inline int locate(const struct sk_buff *skb, const struct sock *rx_sk,
+static __always_inline int locate(int typed, const struct sk_buff *skb, const struct sock *rx_sk,
 				  struct drop_event *event)
 {
-	struct net_device *dev = READ(skb->dev);
-	struct sock *sk = rx_sk ?: READ(skb->sk);
+	struct net_device *dev = LOAD(skb->dev);
+	struct sock *sk = rx_sk ?: LOAD(skb->sk);
 	struct place place = {};
 	int has_device = device_place(dev, &place);
-	__u32 iif = READ(skb->skb_iif);
+	__u32 iif = LOAD(skb->skb_iif);
 
 	if (!is_packet(sk, has_device))
 		return 0;
@@ -248,6 +248,7 @@ static __always_inline void count_flow_drop(const struct sk_buff *skb,
 
 int skb_drop(unsigned long long *ctx)
 {
+	const int typed = TYPED_skb_drop;
 	struct sk_buff *skb = (void *)ctx[0];
 	struct sock *rx_sk = NULL;
 	struct drop_event *event;
@@ -263,11 +264,11 @@ int skb_drop(unsigned long long *ctx)
 		return 0;
 #endif
 	event = scratch.lookup(&slot);
-	if (!event || !locate(skb, rx_sk, event))
+	if (!event || !locate(typed, skb, rx_sk, event))
 		return 0;
 	event->location = ctx[1];
 	event->reason = reason;
-	capture(skb, event);
+	capture(typed, skb, event);
 	if (!drop_selected(event, attribute(skb, event)))
 		return 0;
 	event->time_ns = bpf_ktime_get_boot_ns();

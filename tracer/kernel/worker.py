@@ -111,9 +111,11 @@ class Object:
 
     def __init__(self, text: str, flags: list[str], types: KernelTypes) -> None:
         """Compile; raises TracerError with the compiler's first error."""
-        os.environ["BCC_KERNEL_SOURCE"] = str(types.source_dir)
+        os.environ.update(types.environment)
+        # bcc looks for headers in the current directory first: not in the user's, as root.
+        os.chdir(types.source_dir)
         try:
-            from bcc import BPF  # noqa: PLC0415 - after BCC_KERNEL_SOURCE is set
+            from bcc import BPF  # noqa: PLC0415 - after the environment is set
             from bcc.libbcc import lib  # noqa: PLC0415
         except ImportError as error:
             raise TracerError(f"bcc: {error}", BCC_HINT) from error
