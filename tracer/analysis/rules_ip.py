@@ -130,7 +130,8 @@ SOCKETS = (
 ADDRESSES = (
     Rule(
         "IP_RPFILTER",
-        "Reverse path filtering (rp_filter) refused the source {src}: the way back to it does not lead out of {device}.",
+        "Reverse path filtering (rp_filter) refused the source {src}: the way back to it does not"
+        " lead out of {device}.",
         "`ip route get {src}` there; mend the route, or set rp_filter to 2 (loose) or 0",
         evidence=("net.ipv4.conf.{iif}.rp_filter", "net.ipv4.conf.all.rp_filter"),
     ),
@@ -190,15 +191,15 @@ ADDRESSES = (
 ROUTING = (
     Rule(
         "IP_INADDRERRORS",
-        "Its destination {dst} is not an address of {host}, and IPv4 forwarding is off {where}.",
+        "Its destination {dst} is not local, and IPv4 forwarding is off {where}.",
         "sysctl net.ipv4.ip_forward=1 there, if it is to route",
         at=("ip_error",),
         evidence=("net.ipv4.ip_forward", "net.ipv4.conf.{iif}.forwarding"),
     ),
     Rule(
         "IP_INADDRERRORS",
-        "Its destination {dst} is not an address of {host}, and it may not be forwarded: IPv6 forwarding is off"
-        " {where}, or an address is link-local.",
+        "Its destination {dst} is not local, and IPv6 forwarding is off {where} (or it has a"
+        " link-local address).",
         "sysctl net.ipv6.conf.all.forwarding=1 there, if it is to route",
         at=("ip6_forward",),
         evidence=("net.ipv6.conf.all.forwarding",),
