@@ -7,6 +7,7 @@ presence; `typed_tracepoints_reason` says why the typed way is closed, where it 
 from __future__ import annotations
 
 import ctypes as ct
+import errno
 import os
 from functools import cache
 
@@ -63,8 +64,8 @@ def check(result: int) -> int:
     """A libbpf result as it is, or OSError: 1.x returns -errno, 0.x -1 with errno set."""
     if result >= 0:
         return result
-    errno = ct.get_errno() or -result
-    raise OSError(errno, os.strerror(errno))
+    code = ct.get_errno() or -result
+    raise OSError(code, os.strerror(code))
 
 
 def typed_tracepoints_reason() -> str:
@@ -83,6 +84,8 @@ def load_typed(name: str, instructions: bytes, tracepoint: str) -> int:
 
     Raises OSError; the verifier's last lines are in its `strerror`.
     """
+    if reason := typed_tracepoints_reason():
+        raise OSError(errno.EOPNOTSUPP, reason)
     lib = library()
     btf_id = check(lib.libbpf_find_vmlinux_btf_id(tracepoint.encode(), BPF_TRACE_RAW_TP))
     opts = ProgLoadOpts(

@@ -59,7 +59,8 @@ class Loader:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(TIMEOUT_S)
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "tracer.kernel.worker", str(theirs.fileno())],
+            # Isolated: nothing in the user's directory or environment becomes root's code.
+            [sys.executable, "-I", "-m", "tracer.kernel.worker", str(theirs.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
             # Ctrl-C in a terminal goes to the whole foreground group: the parent decides.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.errors import TracerError
 from tracer.kernel import libbpf
 from tracer.kernel.headers import KernelTypes, ensure
+from tracer.kernel.hook_probe import refusal
 from tracer.kernel.hooks import HOOKS, TYPED, Hook, Way
 from tracer.kernel.program import Attached, MapInfo, Program
 from tracer.kernel.source import splice
@@ -32,25 +33,13 @@ if TYPE_CHECKING:
 BCC_HINT = "Debian/Ubuntu: apt-get install python3-bpfcc; Fedora/RHEL: dnf install python3-bcc"
 
 
-def _typed_refusal(tracepoint: str) -> str:
-    """Why the typed way to `tracepoint` is closed here; empty when it is open."""
-    reason = libbpf.typed_tracepoints_reason()
-    if reason:
-        return reason
-    try:
-        os.close(libbpf.load_typed("probe", libbpf.EMPTY_PROGRAM, tracepoint))
-    except OSError as error:
-        return str(error.strerror)
-    return ""
-
-
 def _choose(hook: Hook, forced: str | None) -> tuple[Way, list[str]]:
     """The first way of `hook` that this kernel lets us take, and why not those before it."""
     refused: list[str] = []
     for way in hook.ways:
         if forced and way.kind != forced:
             continue
-        reason = _typed_refusal(way.target) if way.kind == TYPED else ""
+        reason = refusal(way)
         if not reason:
             return way, refused
         refused.append(f"{way.kind}: {reason}")
