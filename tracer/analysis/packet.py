@@ -101,6 +101,7 @@ def describe(record: Record) -> str:
 
 
 def network_type(ethertype: int) -> str:
+    """Name of an EtherType, its number as `0x88b5` where it has no common name."""
     """Name of an EtherType, the number in hex where it has no common name."""
     if ethertype < _ETH_P_802_3_MIN:
         return "llc" if ethertype else "unknown"
