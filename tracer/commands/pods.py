@@ -15,6 +15,7 @@ from tracer.analysis.selection import check_selection
 from tracer.commands.options import add_pod_selection, pod_selection
 from tracer.errors import ExitCode
 from tracer.inventory import Inventory
+from tracer.inventory.merge import is_routable
 
 if TYPE_CHECKING:
     import argparse
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 def pod_record(node: Node, pod: Pod) -> Record:
     """One pod in flat names; what is unknown is absent."""
     record: Record = {
-        "k8s.namespace": pod.namespace,
+        "k8s.pod.namespace": pod.namespace,
         "k8s.pod.name": pod.name,
         "k8s.pod.uid": pod.uid,
         "netns": pod.netns,
@@ -98,12 +99,12 @@ def namespace_records(node: Node) -> Iterable[Record]:
         if inode in node.pod_by_netns:
             continue
         space = node.namespaces[inode]
-        inside = (device for device in node.devices.values() if device.netns == inode)
+        inside = [device for device in node.devices.values() if device.netns == inode]
         record: Record = {
             "netns": inode,
             "netns.name": space.name,
             "pid": space.pid,
-            "addresses": [a for device in inside if device.name != "lo" for a in device.addresses],
+            "addresses": [a for device in inside for a in device.addresses if is_routable(a)],
             "sources": list(space.sources),
         }
         if inode != node.netns:
@@ -168,7 +169,7 @@ def _cells(record: Record, *, wide: bool) -> list[str]:
     is_pod = "k8s.pod.uid" in record
     sources = record["sources"]
     return [
-        record.get("k8s.namespace", "" if is_pod else "-"),
+        record.get("k8s.pod.namespace", "" if is_pod else "-"),
         record.get("k8s.pod.name", "?" if is_pod else f"({record.get('netns.name', 'unnamed')})"),
         uid,
         str(record.get("netns", "")),

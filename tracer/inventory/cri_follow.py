@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from tracer.inventory.cri_errors import CriError, NoCriError
+from tracer.inventory.facts import CRI_SOCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
 
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """Waits after the first, second, … failure in a row."""
-POLL_S = 5.0
+POLL_S = 15.0
 """How often to ask when nothing tells of a change (runtimes without events)."""
+HURRY_POLL_S, HURRY_S = 0.5, 5.0
+"""How often, and for how long, after a poke: a sandbox is ready a while after its veth is."""
 GAP_S = 0.1
 """Least time between two questions, however many events there are."""
 
@@ -34,6 +38,7 @@ class Follower:
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._failures = 0
+        self._hurry_until = 0.0
         self._lock = threading.Lock()
 
     def refresh(self) -> bool:
@@ -71,11 +76,13 @@ class Follower:
             if self._failures:
                 self._stopped.wait(RETRY_S[min(self._failures, len(RETRY_S)) - 1])
             else:
-                self._wanted.wait(POLL_S)
+                hurries = time.monotonic() < self._hurry_until
+                self._wanted.wait(HURRY_POLL_S if hurries else POLL_S)
             self._wanted.clear()
 
     def poke(self) -> None:
         """Ask again soon. A runtime that failed keeps its backoff."""
+        self._hurry_until = time.monotonic() + HURRY_S
         self._wanted.set()
 
     def stop(self) -> None:
@@ -93,6 +100,8 @@ class Follower:
         if not is_there:
             self._drop(path)
             self._told.pop(path, None)
+            if path not in CRI_SOCKETS:  # the usual places may be empty; one that was named, not
+                raise CriError(f"{path}: no such socket")
             return
         # grpc costs 20 MB and 60 ms: only a node with a runtime pays them.
         from tracer.inventory.cri import Runtime  # noqa: PLC0415

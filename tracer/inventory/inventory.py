@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0
 """How often to look at the directories' times, which nothing tells us of."""
-POLL_S = 10.0
+POLL_S = 30.0
 """How often to look at everything, for what tells nobody (a new process in an old cgroup)."""
-GAP_S = 0.05
-"""Least time between two refreshes."""
-SHARE = 1 / 20
+GAP_S, MAX_GAP_S = 0.05, 1.0
+"""Least time between two refreshes, on a small node and on a huge one."""
+SHARE = 1 / 10
 """Most of one CPU that refreshes may take while events keep coming."""
 IDLE_SHARE = 1 / 400
 """Most of one CPU that the poll may take."""
@@ -138,14 +138,14 @@ class Inventory:
             self._collector.forget()  # what changed before the socket was open is unheard
         seen = self._node
         while not self._stopped.is_set():
-            started = time.monotonic()
             with self._lock:
+                started = time.thread_time()
                 node = self._publish(self._collector.collect())
-            cost = time.monotonic() - started
+                cost = time.thread_time() - started
             if node is not seen and on_change:
                 on_change(node)
             seen = node
-            self._stopped.wait(max(GAP_S, cost / SHARE))
+            self._stopped.wait(min(max(GAP_S, cost / SHARE), MAX_GAP_S))
             self._wait(events, time.monotonic() + max(POLL_S, cost / IDLE_SHARE))
 
     def _open_events(self) -> AbstractContextManager[socket.socket | None]:

@@ -6,6 +6,7 @@ from contextlib import closing
 import pytest
 from fake_cri import recorded, serving
 
+from tracer.inventory import cri_follow
 from tracer.inventory.cri import CriError, NoCriError, Runtime
 from tracer.inventory.cri_follow import Follower
 
@@ -82,9 +83,17 @@ def test_no_events_is_no_error(socket_path):
         assert list(runtime.events()) == []
 
 
+def test_a_named_socket_must_be_there_and_the_usual_ones_need_not(socket_path, monkeypatch):
+    follower = Follower([socket_path])
+    assert follower.refresh()
+    assert f"{socket_path}: no such socket" in follower.warnings[0]
+    monkeypatch.setattr(cri_follow, "CRI_SOCKETS", (socket_path,))
+    assert follower.refresh()
+    assert not follower.warnings
+
+
 def test_follower_warns_keeps_and_recovers(socket_path):
     follower = Follower([socket_path])
-    assert not follower.refresh()
     with serving(recorded(OLD), socket_path):
         assert follower.refresh()
         boxes = follower.sandboxes

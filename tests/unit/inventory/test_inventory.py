@@ -95,6 +95,7 @@ def test_following_a_pod_that_comes_and_goes(paths, socket_path):
         started = time.monotonic()
         inventory.stop()
         assert time.monotonic() - started < 0.15
+    assert not nodes[-1].warnings
     assert not [t for t in threading.enumerate() if t.name.startswith("inventory")]
 
 
