@@ -51,11 +51,12 @@ needs_benchmark="
   command:bpftrace              bpftrace                    bpftrace
 "
 
-say() { printf 'set-up: %s\n' "$*" >&2; }
+doing=set-up # what its messages begin with
+say() { printf '%s: %s\n' "$doing" "$*" >&2; }
 
 # die MESSAGE HINT: the same two lines and exit code as tracer's own errors.
 die() {
-  printf 'error: set-up: %s\nhint: %s\n' "$1" "$2" >&2
+  printf 'error: %s: %s\nhint: %s\n' "$doing" "$1" "$2" >&2
   exit 2
 }
 
@@ -113,7 +114,7 @@ step() {
 
 # reason: what the failed step complained of, in one line.
 reason() {
-  { grep -aiE '^(E:|error)' "$log" || tail -n 1 "$log"; } | tail -n 1 | sed 's/^E: //;s/^ERROR: //'
+  { grep -aE '^ *(E|ERROR): ' "$log" || tail -n 1 "$log"; } | tail -n 1 | sed -E 's/^ *(E|ERROR): //'
 }
 
 apt_install() {
