@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STDOUT = 1
+_LONGEST_LINE = 1 << 20
+_RECORD = b'{"'
+"""How every JSON record begins."""
 
 
 class Output:
-    """Appends whole lines, each batch in one write(2): a killed process leaves no half line."""
+    """Appends whole lines, each batch in one write(2).
+
+    SIGKILL can stop even one write(2) between two pages, and a crash of the machine anywhere:
+    what such an end left of a record is taken away when the file is opened again.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Open `path` for appending, or take stdout; TracerError when that fails."""
@@ -26,8 +33,8 @@ class Output:
         self._fd = _open(path) if path else _STDOUT
         self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self.is_terminal = os.isatty(self._fd)
-        if self._owned and self._regular and _ends_within_a_line(self._fd):
-            self.write(b"\n")
+        if self._owned and self._regular:
+            self._mend()
 
     def write(self, lines: bytes) -> None:
         """Append `lines`, which end with a newline, or are empty.
@@ -53,6 +60,16 @@ class Output:
             os.close(self._fd)
             self._fd = -1
 
+    def _mend(self) -> None:
+        size = os.fstat(self._fd).st_size
+        tail = os.pread(self._fd, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if torn.startswith(_RECORD):
+            os.ftruncate(self._fd, size - len(torn))
+        elif torn:
+            # Not a record of ours: keep it, on a line of its own.
+            self.write(b"\n")
+
     def _cut(self, lines: bytes, written: int) -> None:
         """Take back what was written of a line that did not fit."""
         torn = written - (lines.rfind(b"\n", 0, written) + 1)
@@ -67,11 +84,6 @@ def _open(path: Path) -> int:
         return os.open(path, mode | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise TracerError(f"{path}: {_words(error)}", _hint(error)) from error
-
-
-def _ends_within_a_line(fd: int) -> bool:
-    size = os.fstat(fd).st_size
-    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
 
 
 def _words(error: OSError) -> str:
