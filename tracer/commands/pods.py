@@ -148,7 +148,7 @@ def _print_table(records: Sequence[Record], *, wide: bool) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in ("NAMESPACE", "POD", "UID", "NETNS", "DEVICE", "ADDRESSES", "SANDBOX", "SOURCE"):
-        table.add_column(title, no_wrap=title != "POD", overflow="fold")
+        table.add_column(title, overflow="fold")
     for record in records:
         table.add_row(*_cells(record, wide=wide), style="" if record.get("ready", True) else "dim")
     console = Console(highlight=False, markup=False, emoji=False)

@@ -131,12 +131,13 @@ class Runtime:
 
     def _failure(self, error: grpc.RpcError) -> CriError:
         kind = NoCriError if _code(error) is grpc.StatusCode.UNIMPLEMENTED else CriError
-        detail = str(getattr(error, "details", lambda: error)()).splitlines()[0]
+        # grpc wraps the system's word: "failed to connect …; last error: … error: Connection refused"
+        detail = str(error.details()).partition("\n")[0].rpartition("error: ")[2]
         return kind(f"{self.socket}: {detail}")
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
-    """Every RpcError that a call raises is a Call too; grpc's types do not say so."""
+    """Tell the status: every RpcError that a call raises is a Call, which grpc's types hide."""
     code: grpc.StatusCode = error.code()
     return code
 
