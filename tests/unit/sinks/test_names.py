@@ -1,0 +1,86 @@
+"""Every name that we write is documented, and every documented name is written by some code."""
+
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tracer.analysis.conntrack import conntrack_fields
+from tracer.analysis.drops import Context, drop_record, summary_records
+from tracer.analysis.netfilter import netfilter_place
+from tracer.analysis.packet import parse
+from tracer.layout import layout
+from tracer.model import Namespace, Node, Pod
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs" / "formats.md").read_text()
+FLAT = TEXT.partition("## Hubble")[0]
+ROWS = [line.split("|")[1] for line in FLAT.splitlines() if line.startswith("| `")]
+DOCUMENTED = {name for row in ROWS for name in re.findall(r"`([a-z0-9_.]+)`", row)}
+
+
+def ipv4(protocol, payload, fragment=0):
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 7, fragment, 64, protocol, 0)
+    return head + bytes([10, 1, 0, 2, 10, 1, 0, 3]) + payload
+
+
+ICMP_ERROR = struct.pack("!BBHI", 3, 3, 0, 0) + ipv4(17, bytes(8))
+PACKETS = [
+    (0x0800, ipv4(6, bytes(20))),
+    (0x0800, ipv4(132, bytes(16), fragment=0x2000)),
+    (0x0800, ipv4(1, ICMP_ERROR)),
+    (0x8100, struct.pack("!HH", 5, 0x0806) + bytes.fromhex("0001080006040001") + bytes(20)),
+]
+
+
+def event_and_context():
+    event = np.zeros(1, layout().structs["drop_event"])[0]
+    event["tuple"]["ethertype"], event["netns"], event["ifindex"], event["mark"] = 0x0800, 5, 2, 1
+    event["ifname"], event["stack"][0] = b"eth0", 1
+    event["ct"]["present"], event["ct"]["tcp_state"] = 1, 3
+    for name in ("orig", "reply"):
+        entry = event["ct"][name]
+        entry["protocol"], entry["sport"], entry["dport"], entry["ethertype"] = 6, 1, 2, 0x0800
+    raw = bytes(14) + ipv4(6, bytes(20))
+    event["packet"][: len(raw)] = np.frombuffer(raw, np.uint8)
+    event["captured_bytes"] = len(raw)
+    pods = {"u": Pod("u", "shop", "web", 5, addresses=("10.1.0.3",))}
+    node = Node(
+        "n", 4, pods, {5: Namespace(5, "cni-1")}, pod_by_netns={5: "u"},
+        pod_by_address={"10.1.0.3": "u", "10.1.0.2": "u"},
+    )  # fmt: skip
+    return event, Context(node, {}, lambda _: "nft_do_chain+0x1", 0)
+
+
+def emitted():
+    event, context = event_and_context()
+    keys = np.zeros(1, layout().structs["drop_key"])
+    counts = np.zeros((1, 2), layout().structs["drop_count"])
+    keys["netns"] = 5
+    stack = ["nft_do_chain+0x1", "nft_do_chain_ipv4+0x1", "nf_hook_slow+0x1", "ip_forward+0x1"]
+    records = [
+        drop_record(event, context, with_stack=True),
+        *summary_records(keys, counts, context),
+        *(parse(*packet) for packet in PACKETS),
+        netfilter_place(stack[0], stack),
+        conntrack_fields(event["ct"]),
+    ]
+    return {name for record in records for name in record}
+
+
+def test_every_name_of_sample_records_is_documented():
+    names = emitted()
+    assert len(names) > 50
+    assert names <= DOCUMENTED, names - DOCUMENTED
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTED))
+def test_every_documented_name_is_known_to_the_code(name):
+    """Names that a sample cannot show are at least spelled out, or put together, in the code."""
+    if name in emitted():
+        return
+    modules = [*ROOT.glob("tracer/analysis/*.py"), *ROOT.glob("tracer/commands/*.py")]
+    code = "\n".join(path.read_text() for path in modules)
+    assert f'"{name}"' in code, name
