@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracer.analysis.conntrack import conntrack_fields
 from tracer.analysis.netfilter import netfilter_place
@@ -50,8 +50,10 @@ def pod_fields(prefix: str, pod: Pod | None) -> Record:
     if pod is None:
         return {}
     dot = f"k8s.{prefix}." if prefix else "k8s."
-    namespace = f"{dot}namespace" if prefix else "k8s.pod.namespace"
-    return {namespace: pod.namespace, f"{dot}pod.name": pod.name or pod.uid}
+    name = {f"{dot}pod.name": pod.name or pod.uid}
+    if not pod.namespace:  # a pod known by its uid only
+        return name
+    return {f"{dot}namespace" if prefix else "k8s.pod.namespace": pod.namespace, **name}
 
 
 def place_fields(node: Node, netns: int, ifindex: int, ifname: str = "") -> Record:
@@ -135,34 +137,28 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
 
 
 def summary_records(keys: np.ndarray, counts: np.ndarray, context: Context) -> list[Record]:
-    """Exact totals by pod × reason × location, most packets first.
+    """Exact totals by pod (or else netns) × reason × location, most packets first.
 
     `keys` is (n,) drop_key, `counts` (n, cpus) drop_count.
     """
     sums = {name: counts[name].sum(axis=1) for name in ("packets", "bytes", "shown")}
-    table: dict[tuple[str, str, str, str], list[int]] = {}
-    for index in range(len(keys)):
-        pod = owner(context.node, keys[index])
-        names = pod_fields("", pod)
-        group = (
-            names.get("k8s.pod.namespace", ""),
-            names.get("k8s.pod.name", ""),
-            context.reason(int(keys[index]["reason"])),
-            context.symbol(int(keys[index]["location"])),
-        )
-        row = table.setdefault(group, [0, 0, 0])
+    table: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    for index, key in enumerate(keys):
+        group = {
+            **_charged_fields(context.node, key),
+            "drop.reason": context.reason(int(key["reason"])),
+            "drop.location": context.symbol(int(key["location"])),
+        }
+        row = table.setdefault(tuple(group.items()), [0, 0, 0])
         for column, name in enumerate(sums):
             row[column] += int(sums[name][index])
     return [
-        _summary(group, row) for group, row in sorted(table.items(), key=lambda item: -item[1][0])
+        {"type": "summary", **dict(group), **dict(zip(sums, row, strict=True))}
+        for group, row in sorted(table.items(), key=lambda item: -item[1][0])
     ]
 
 
-def _summary(group: tuple[str, str, str, str], row: list[int]) -> Record:
-    namespace, pod, reason, location = group
-    record: Record = {"type": "summary"}
-    if pod:
-        record["k8s.pod.namespace"], record["k8s.pod.name"] = namespace, pod
-    record["drop.reason"], record["drop.location"] = reason, location
-    record["packets"], record["bytes"], record["shown"] = row
-    return record
+def _charged_fields(node: Node, key: np.void) -> Record:
+    """The pod, or where there is none the network namespace."""
+    netns = int(key["netns"])
+    return pod_fields("", owner(node, key)) or place_fields(node, netns, 0)

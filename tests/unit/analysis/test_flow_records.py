@@ -1,0 +1,101 @@
+"""Flow counts of several CPUs become one record a flow, drops records of their own."""
+
+import numpy as np
+
+from tracer.analysis.addresses import address_bytes
+from tracer.analysis.drops import Context
+from tracer.analysis.flows import flow_drop_records, flow_records, merge_cpus, other_records
+from tracer.layout import layout
+from tracer.model import Node, Pod
+
+NODE_NETNS, POD_NETNS = 4026531833, 4026532001
+WEB = Pod("u1", "shop", "web-1", POD_NETNS, addresses=("10.244.0.5",))
+NODE = Node(
+    "n1",
+    NODE_NETNS,
+    pods={"u1": WEB},
+    pod_by_netns={POD_NETNS: "u1"},
+    pod_by_device={(NODE_NETNS, 7): "u1"},
+    pod_by_address={"10.244.0.5": "u1"},
+)
+CONTEXT = Context(NODE, {12: "NETFILTER_DROP"}, lambda address: f"f+{address:#x}", 0)
+STRUCTS = layout().structs
+
+
+def _flow(key, source, destination, protocol=6, ports=(4000, 80), ethertype=0x0800):
+    key["tuple"]["ethertype"], key["tuple"]["protocol"] = ethertype, protocol
+    key["tuple"]["saddr"] = np.frombuffer(address_bytes(source), np.uint8)
+    key["tuple"]["daddr"] = np.frombuffer(address_bytes(destination), np.uint8)
+    key["tuple"]["sport"], key["tuple"]["dport"] = ports
+
+
+def _counts(*rows):
+    counts = np.zeros((len(rows), 2), STRUCTS["flow_count"])
+    for index, row in enumerate(rows):
+        for cpu, values in enumerate(row):
+            counts[index, cpu] = values
+    return counts
+
+
+def test_cpus_are_summed_and_an_idle_cpu_does_not_set_the_first_time():
+    merged = merge_cpus(_counts([(3, 300, 50, 90, 0x02), (0, 0, 0, 0, 0)],
+                                [(1, 10, 70, 70, 0x10), (2, 20, 60, 95, 0x01)]))  # fmt: skip
+    assert merged["packets"].tolist() == [3, 3]
+    assert merged["bytes"].tolist() == [300, 30]
+    assert merged["first_ns"].tolist() == [50, 60]
+    assert merged["last_ns"].tolist() == [90, 95]
+    assert merged["tcp_flags"].tolist() == [0x02, 0x11]
+
+
+def test_no_flows_are_no_records():
+    none = np.zeros(0, STRUCTS["flow_key"])
+    assert flow_records(none, np.zeros((0, 2), STRUCTS["flow_count"]), CONTEXT) == []
+
+
+def test_a_flow_names_its_pod_and_direction():
+    keys = np.zeros(1, STRUCTS["flow_key"])
+    keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, 1
+    _flow(keys[0], "10.244.0.5", "192.0.2.1")
+    (record,) = flow_records(keys, _counts([(7, 700, 1, 2, 0x12), (0, 0, 0, 0, 0)]), CONTEXT)
+    assert (record["k8s.pod.name"], record["direction"]) == ("web-1", "egress")
+    assert (record["packets"], record["bytes"], record["verdict"]) == (7, 700, "forwarded")
+    assert record["tcp.flags"] == "SYN,ACK"
+    assert (record["src.address"], record["dst.port"]) == ("10.244.0.5", 80)
+    assert record["k8s.src.pod.name"] == "web-1"
+    assert record["time"] < record["end_time"]
+
+
+def test_what_is_not_ip_is_a_flow_without_addresses():
+    keys = np.zeros(1, STRUCTS["flow_key"])
+    keys["netns"], keys["direction"] = POD_NETNS, 2
+    keys["tuple"]["ethertype"] = 0x0806
+    (record,) = flow_records(keys, _counts([(3, 84, 1, 2, 0), (0, 0, 0, 0, 0)]), CONTEXT)
+    assert record["network.type"] == "arp"
+    assert "src.address" not in record
+
+
+def test_a_drop_on_the_node_is_the_pods_and_a_strangers_is_left_out():
+    keys = np.zeros(3, STRUCTS["flow_drop_key"])
+    keys["reason"], keys["location"] = 12, 0x10
+    keys["flow"]["netns"] = NODE_NETNS
+    keys["flow"]["ifindex"], keys["flow"]["direction"] = (7, 1, 1), (1, 2, 0)
+    _flow(keys[0]["flow"], "10.244.0.5", "192.0.2.1", 17)
+    _flow(keys[1]["flow"], "192.0.2.1", "10.244.0.5", 17)
+    _flow(keys[2]["flow"], "192.0.2.1", "192.0.2.2", 17)
+    counts = np.zeros((3, 2), STRUCTS["drop_count"])
+    counts["packets"] = ((1, 2), (5, 0), (9, 9))
+    records = flow_drop_records(keys, counts, CONTEXT, (1, 2))
+    assert [(r["k8s.pod.name"], r["direction"], r["packets"]) for r in records] == [
+        ("web-1", "egress", 3),
+        ("web-1", "ingress", 5),
+    ]
+    assert {r["verdict"] for r in records} == {"dropped"}
+    assert records[0]["drop.reason"] == "NETFILTER_DROP"
+
+
+def test_the_rest_is_summed_by_pod():
+    keys = np.zeros(1, STRUCTS["flow_other_key"])
+    keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, 1
+    (record,) = other_records(keys, np.array([11]), np.array([1100]), CONTEXT, 5)
+    assert record["flow.other"] is True
+    assert (record["k8s.pod.name"], record["packets"]) == ("web-1", 11)
