@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tracer.kernel import pcap
+from tracer.kernel import headers, pcap
 
 bcc = pytest.importorskip("bcc", reason="python3-bpfcc (bcc) is not installed")
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "kernel"))
 from test_cbpf import EXPRESSIONS, PACKET_BYTES, random_packet, referee  # noqa: E402
 
@@ -73,7 +74,9 @@ def run(fd):
     return options.retval
 
 
-def test_the_verifier_accepts_and_the_kernel_decides_as_libpcap_does():
+def test_the_verifier_accepts_and_the_kernel_decides_as_libpcap_does(monkeypatch):
+    for name, value in headers.ensure().environment.items():
+        monkeypatch.setenv(name, value)
     # One large filter too: the verifier's effort grows with the jumps.
     large = " or ".join(f"(host 10.1.{n}.1 and tcp port {1000 + n})" for n in range(60))
     expressions = [*EXPRESSIONS, large]
@@ -83,7 +86,7 @@ def test_the_verifier_accepts_and_the_kernel_decides_as_libpcap_does():
     ]
     text = f"#define PACKET_BYTES {PACKET_BYTES}\n" + HEAD
     text += "".join(ENTRY % {"function": code, "at": at} for at, code in enumerate(functions))
-    bpf = bcc.BPF(text=text, cflags=["-Wno-tautological-constant-out-of-range-compare"])
+    bpf = bcc.BPF(text=text.encode(), cflags=["-Wno-tautological-constant-out-of-range-compare"])
     fds = [
         bpf.load_func(f"filter_{at}".encode(), bcc.BPF.SOCKET_FILTER).fd
         for at in range(len(expressions))
