@@ -131,7 +131,7 @@ class Runtime:
 
     def _failure(self, error: grpc.RpcError) -> CriError:
         kind = NoCriError if _code(error) is grpc.StatusCode.UNIMPLEMENTED else CriError
-        # grpc wraps the system's word: "failed to connect …; last error: … error: Connection refused"
+        # grpc wraps the system's word: "failed to connect …; … error: Connection refused"
         detail = str(error.details()).partition("\n")[0].rpartition("error: ")[2]
         return kind(f"{self.socket}: {detail}")
 
