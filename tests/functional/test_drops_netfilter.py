@@ -17,7 +17,7 @@ FAMILIES = pytest.mark.parametrize("version", [4, 6])
 
 
 def hook(name, family="inet"):
-    return {"netfilter.hook": name, "netfilter.family": family}
+    return {"netfilter.hook": name.upper(), "netfilter.family": family}
 
 
 class Way(NamedTuple):

@@ -12,13 +12,14 @@ from lab.expect import udp
 from lab.traffic import new_port, send_udp
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
-COMMANDS = pytest.mark.parametrize("command", ["drops", "flows"])
+COMMANDS = {"drops": ("drops", "-o", "json"), "flows": ("flows", "--interval", "300ms")}
+EACH = pytest.mark.parametrize("command", COMMANDS)
 
 
-@COMMANDS
+@EACH
 def test_start_and_stop(cluster, cri_env, command, record_property):
     """The goals are 1.5 s and 0.3 s on an idle machine; a busy one is given more."""
-    with runner.running(command, "-o", "json", env=cri_env) as live:
+    with runner.running(*COMMANDS[command], env=cri_env) as live:
         assert any(line.startswith("tracing") for line in live.errors), live.err
         watch, port = runner.watch(live), new_port()
         began = time.monotonic()
@@ -35,21 +36,21 @@ def test_start_and_stop(cluster, cri_env, command, record_property):
     assert live.stop_s < 2
 
 
-@COMMANDS
+@EACH
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left(cluster, cri_env, command, number):
-    with runner.running(command, "-o", "json", env=cri_env) as live:
+    with runner.running(*COMMANDS[command], env=cri_env) as live:
         send_udp(cluster.client.where, (cluster.web.ip4, new_port()), 7)
         done = live.stop(number)
     assert done.code == (-number if number == signal.SIGKILL else 0), done.err
     assert "Traceback" not in done.err
 
 
-@COMMANDS
+@EACH
 def test_ctrl_c_while_it_starts(cri_env, command):
     """The signal goes to the whole foreground group, children too, as a terminal sends it."""
     for delay_s in (0.1, 0.5, 0.9):
-        process = runner.start(command, "-o", "json", env=cri_env, start_new_session=True)
+        process = runner.start(*COMMANDS[command], env=cri_env, start_new_session=True)
         time.sleep(delay_s)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from lab import namespaces, runner
@@ -13,6 +13,9 @@ from lab.expect import udp
 from lab.rules import nft
 from lab.shell import run
 from lab.traffic import new_port, send_udp
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COUNT = 31
 LINE = re.compile(r"kfree_skb: .*protocol=(\d+) location=([^+ ]+\+0x[0-9a-f]+)\S* reason: (\w+)")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from lab import containerd, namespaces
 from lab.cri import Runtime, container_config, sandbox_config
 from lab.namespaces import End, Namespace
@@ -119,14 +121,34 @@ class Cluster:
         _remove_traces(pod.uid)
 
 
+def _kill_orphans() -> None:
+    """Pods of ours whose containerd is gone for good: end shims and containers, drop namespaces."""
+    mark, spaces, victims = f"/pod{UID_MARK}", set(), set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if mark in Path(f"/proc/{process.pid}/cgroup").read_text():
+                spaces.add(Path(f"/proc/{process.pid}/ns/net").stat().st_ino)
+                parents = [p for p in process.parents() if p.name().startswith("containerd-shim")]
+                victims |= {process, *parents}
+    for process in victims:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(victims, 5)
+    for file in Path("/run/netns").glob("cni-*"):
+        if file.stat().st_ino in spaces:
+            run("ip", "netns", "delete", file.name)
+
+
 def _remove_traces(uid: str) -> None:
     """What kubelet would remove after pods whose uid begins with `uid`: logs and cgroups."""
     for directory in LOGS.glob(f"*_{uid}*"):
         shutil.rmtree(directory)
     for directory in CGROUPS.glob(f"*/kubepods/besteffort/pod{uid}*"):
+        for below in (path for path in directory.iterdir() if path.is_dir()):
+            below.rmdir()  # of a container that was killed
+        directory.rmdir()
         # A parent that others still use is not empty, and stays.
         with suppress(OSError):
-            directory.rmdir()
             directory.parent.rmdir()
             directory.parent.parent.rmdir()
 
@@ -174,11 +196,19 @@ def forwarding() -> Iterator[None]:
             here.sysctl(key, value)
 
 
+def _sweep() -> None:
+    """Remove everything of ours, whether this run made it or one that was killed."""
+    containerd.sweep()
+    _kill_orphans()
+    _remove_traces(UID_MARK)
+    namespaces.sweep()
+    run("ip", "link", "delete", containerd.BRIDGE, check=False)
+
+
 @contextmanager
 def running() -> Iterator[Cluster]:
     """A cluster of one node with four pods and a client outside; gone after the block."""
-    containerd.sweep()
-    namespaces.sweep()
+    _sweep()
     with forwarding():
         made = Cluster(containerd.Containerd(), namespaces.create("outside"))
         made.runtime.prepare()
@@ -194,7 +224,4 @@ def running() -> Iterator[Cluster]:
             yield made
         finally:
             made.runtime.stop()
-            containerd.sweep()
-            _remove_traces(UID_MARK)
-            namespaces.sweep()
-            run("ip", "link", "delete", containerd.BRIDGE, check=False)
+            _sweep()

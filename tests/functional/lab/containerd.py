@@ -154,7 +154,6 @@ class Containerd:
             self._process.kill()
             self._process.wait(10)
             self._process = None
-            self.socket.unlink(missing_ok=True)
 
     def remove_pods(self) -> None:
         """Stop and remove every sandbox."""

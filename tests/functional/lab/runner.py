@@ -186,6 +186,14 @@ def until_lines(live: Live, count: int, timeout_s: float = 5) -> None:
     until(lambda: len(live.lines) >= count, f"{count} lines, now {live.lines}", timeout_s)
 
 
+def until_quiet(live: Live, quiet_s: float = 0.3, timeout_s: float = 5) -> None:
+    """Wait until nothing has come to standard output for `quiet_s`."""
+    end, before = time.monotonic() + timeout_s, -1
+    while len(live.lines) != before and time.monotonic() < end:
+        before = len(live.lines)
+        time.sleep(quiet_s)
+
+
 @dataclass(slots=True)
 class Watch:
     """The records that a live tracer writes from now on."""
