@@ -28,13 +28,11 @@ needs_tracer="
 needs_test="
   $needs_check
   $needs_tracer
+  command:git                   git                         git
   command:nft                   nftables                    nftables
   command:iptables              iptables                    iptables-nft
   command:iptables-legacy       iptables                    iptables-legacy
   command:ip                    iproute2                    iproute
-  command:ethtool               ethtool                     ethtool
-  command:ipset                 ipset                       ipset
-  command:tcpdump               tcpdump                     tcpdump
   command:bpftool               bpftool                     bpftool
   command:busybox               busybox-static              busybox
   command:containerd            containerd                  containerd
