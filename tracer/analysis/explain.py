@@ -96,15 +96,17 @@ def _where(record: Record) -> str:
     if pod:
         return f"in pod {record.get('k8s.pod.namespace', '')}/{pod}"
     if namespace or record.get("netns"):
-        return f"in network namespace {namespace or record['netns']}"
+        return f"in netns {namespace or record['netns']}"
     return "on this host"
 
 
 def _conntrack_hint(record: Record) -> str:
-    """A drop after conntrack of a packet without an entry smells of `ct state invalid`."""
-    if record.get("netfilter.hook") not in _AFTER_CONNTRACK or "conntrack.state" in record:
+    """Conntrack makes an entry for all but what it finds invalid, once it runs."""
+    opens = record.get("transport") == "tcp" and record.get("tcp.flags") == "SYN"
+    after = record.get("netfilter.hook") in _AFTER_CONNTRACK and "conntrack.state" not in record
+    if not after or opens or record.get("transport") not in ("tcp", "icmp", "icmpv6"):
         return ""
-    return "; conntrack has no entry for it: a `ct state invalid` or `untracked` rule would match"
+    return "; it has no conntrack entry: a `ct state invalid` or `untracked` rule would match"
 
 
 def _function(record: Record) -> str:

@@ -120,7 +120,9 @@ def test_netfilter_names_the_hook_and_the_place():
         "An nftables (or iptables-nft) rule dropped it in ip FORWARD on the node."
     )
     assert "conntrack" not in told.hint
-    assert "ct state invalid" in explain(drop, {}).hint
+    assert "conntrack" not in explain(drop, {}).hint
+    late = drop | {"transport": "tcp", "tcp.flags": "RST"}
+    assert "ct state invalid" in explain(late, {}).hint
     hook = drop | {"netfilter.mechanism": "hook"}
     assert "net.netfilter.nf_conntrack_max" in wanted_evidence(hook)
     assert "iptables-legacy" in explain(hook, {}).sentence
@@ -128,7 +130,7 @@ def test_netfilter_names_the_hook_and_the_place():
 
 def test_places_are_named():
     assert words({"netns.name": "node", "k8s.pod.name": "x"})["where"] == "on the node"
-    assert words({"netns": 7})["where"] == "in network namespace 7"
+    assert words({"netns": 7})["where"] == "in netns 7"
     assert words({})["where"] == "on this host"
 
 
