@@ -47,7 +47,8 @@ def explain(record: Record, evidence: Mapping[str, str]) -> Explanation:
     """
     rule, values = _rule(record), words(record)
     sentence = rule.sentence.format_map(values)
-    proof = [f"{name} is {evidence[name]}" for name in wanted_evidence(record) if name in evidence]
+    names = _sysctls(rule, record, values)
+    proof = [f"{name} is {evidence[name]}" for name in names if name in evidence]
     if proof:
         sentence = f"{sentence.removesuffix('.')} ({', '.join(proof)})."
     return Explanation(sentence, rule.hint.format_map(values))
@@ -58,15 +59,19 @@ def wanted_evidence(record: Record) -> tuple[str, ...]:
 
     A device's name in them is one path component under /proc/sys, dots and all.
     """
+    rule = _rule(record)
+    return _sysctls(rule, record, words(record)) if rule.evidence else ()
+
+
+def _sysctls(rule: Rule, record: Record, values: Mapping[str, str]) -> tuple[str, ...]:
     device = record.get("interface.name")
-    names = _rule(record).evidence
-    values = words(record)
-    return tuple(name.format_map(values) for name in names if device or "{iif}" not in name)
+    return tuple(name.format_map(values) for name in rule.evidence if device or "{iif}" not in name)
 
 
 def words(record: Record) -> Mapping[str, str]:
     """The names that a rule's texts may use, in words where the record does not know."""
     device = record.get("interface.name")
+    where = _where(record)
     place = (record.get("netfilter.family"), record.get("netfilter.hook", "an unknown hook"))
     return {
         "src": record.get("src.address", "(unknown)"),
@@ -82,8 +87,8 @@ def words(record: Record) -> Mapping[str, str]:
         "iif": device or "all",
         "device": device or "its device",
         "Device": device or "Its device",
-        "where": _where(record),
-        "host": _where(record).partition(" ")[2],
+        "where": where,
+        "host": where.partition(" ")[2],
         "ct_hint": _conntrack_hint(record),
     }
 
