@@ -11,6 +11,9 @@
 #define STACK_FRAMES 24
 #define L2_BYTES 14
 #define PACKET_BYTES 144 /* L2_BYTES of Ethernet header, then the packet from its network header */
+#ifndef SNAPLEN
+#define SNAPLEN 80 /* bytes of each hop's packet; a multiple of 8 */
+#endif
 #define IFNAME_BYTES 16
 #define ADDRESS_BYTES 16 /* IPv4 addresses are IPv4-mapped: ::ffff:a.b.c.d */
 
@@ -27,7 +30,8 @@ enum loss {
 		1, /* map drop_counts full: a drop was neither counted by place nor shown */
 	LOSS_FLOW_DROPS = 2, /* map flow_drops full: a drop is missing from its flow */
 	LOSS_FLOW_OTHER = 3, /* map flow_other full: a packet was not counted at all */
-	LOSS_SOURCES = 4,
+	LOSS_HOPS = 4, /* ring buffer full: a hop of a followed packet is missing */
+	LOSS_SOURCES = 5,
 };
 
 /* An L3/L4 flow as its sender wrote it. ICMP: type in sport, code in dport. */
@@ -97,6 +101,60 @@ struct drop_count {
 struct drop_limit {
 	__u64 window; /* CLOCK_BOOTTIME second */
 	__u64 shown;
+};
+
+/* Where a followed packet was seen. */
+enum hop {
+	HOP_DEV_QUEUE = 1, /* handed to a device's queue: net_dev_queue */
+	HOP_DEV_XMIT = 2, /* handed to its driver: net_dev_start_xmit */
+	HOP_NETIF_RX = 3, /* entered a backlog, as after crossing a veth: netif_rx */
+	HOP_DEV_RX = 4, /* taken from a device: netif_receive_skb */
+	HOP_NF_ENTER = 5, /* a netfilter hook, before everything else there */
+	HOP_NF_LEAVE = 6, /* the same hook, after everything else there: accepted */
+	HOP_ROUTE = 7, /* looked up in a routing table: fib_table_lookup */
+	HOP_TCP_RECEIVE = 8, /* taken by an established connection: tcp_probe */
+	HOP_COPIED = 9, /* copied to the application: skb_copy_datagram_iovec */
+	HOP_RETRANSMIT = 10, /* about to be sent again: tcp_retransmit_skb */
+	HOP_CONSUMED = 11, /* done with in good order: consume_skb */
+	HOP_DROPPED = 12, /* freed because it died: kfree_skb */
+};
+
+enum hop_flag {
+	HOP_FIRST = 1, /* chosen here: where it was before is not known */
+	HOP_CLONE = 2, /* this skb shares its data with another */
+	HOP_GSO = 4, /* several segments in one skb */
+	HOP_JOINED = 8, /* recognised by the skb's address, its data having moved: inferred */
+	HOP_GONE = 16, /* the last reference to the data goes with this skb */
+};
+
+/* One hop of one followed packet. */
+struct hop_event {
+	__u64 time_ns; /* CLOCK_BOOTTIME */
+	__u64 packet_id; /* the same at every hop of a packet and its clones */
+	__u64 skb;
+	__u64 head; /* address of its data */
+	__u64 location; /* consumed, dropped: address that freed it */
+	__u32 netns;
+	__u32 ifindex;
+	__u32 bytes; /* from the network header on */
+	__u32 mark;
+	__u32 signature; /* hash of what no NAT changes */
+	__u32 argument; /* dropped: reason; route: table; copied: bytes */
+	__u16 hop; /* enum hop */
+	__u16 flags; /* enum hop_flag */
+	__u16 gso_segments; /* 0 unless HOP_GSO */
+	__u16 captured_bytes; /* valid bytes in packet */
+	__u8 nf_family; /* NFPROTO_*, of netfilter hops */
+	__u8 nf_hook; /* enum nf_inet_hooks */
+	__u8 has_mac; /* 1: packet begins with the Ethernet header it really had */
+	__u8 tcp_flags;
+	__s32 error; /* route: 0 or -errno */
+	__u32 out_ifindex; /* route: the device chosen */
+	__u32 pad;
+	__u8 gateway[16]; /* route: next hop, or zero */
+	struct tuple tuple;
+	struct conntrack ct;
+	__u8 packet[SNAPLEN];
 };
 
 /* Packets that crossed a pod's device, by direction. */

@@ -77,7 +77,7 @@ static __always_inline void flow_packet(int typed, const struct sk_buff *skb,
 #endif
 	key.tuple.ethertype = bpf_ntohs(LOAD(skb->protocol));
 	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
-	tcp_flags = read_tuple(l3, linear_bytes, &key.tuple);
+	tcp_flags = read_tuple(l3, linear_bytes, &key.tuple, NULL);
 	count_flow(&key, bytes, tcp_flags);
 }
 

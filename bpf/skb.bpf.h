@@ -154,50 +154,85 @@ static __always_inline __u32 skip_extensions(const void *l3, __u32 linear_bytes,
 }
 
 /*
- * Fill `tuple` from the headers at `l3`; returns the TCP flags seen, if any. Every skb's
- * linear part is followed by skb_shared_info (320 bytes), so a fixed-size read cannot leave
- * the allocation; `linear_bytes` says how much of it is packet.
+ * A hash of what no NAT on the way changes: IP id, and from the transport header TCP's sequence
+ * numbers, UDP's length and first bytes, ICMP's id and sequence number.
  */
-static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struct tuple *tuple)
+static __always_inline __u32 packet_signature(const __u8 *ip_id, __u8 protocol, const __u8 *l4)
 {
-	__u8 header[56];
-	__u32 l4 = 0;
+	__u32 first = *(__u32 *)(l4 + 4), second = *(__u32 *)(l4 + 8);
+	__u32 hash = protocol;
+
+	if (ip_id)
+		hash ^= *(__u16 *)ip_id << 8;
+	if (protocol == IPPROTO_UDP)
+		first &= bpf_htonl(0xffff0000); /* the checksum covers the addresses */
+	hash = (hash ^ first) * 0x9e3779b1;
+	hash = ((hash ^ (hash >> 15)) ^ second) * 0x85ebca6b;
+	return (hash ^ (hash >> 13)) | 1;
+}
+
+/* Ports, signature and TCP flags from the first 16 bytes of the transport header. */
+static __always_inline __u8 read_transport(const __u8 *l4, const __u8 *ip_id, struct tuple *tuple,
+					   __u32 *signature)
+{
+	set_ports(tuple, l4);
+	if (signature)
+		*signature = packet_signature(ip_id, tuple->protocol, l4);
+	return tuple->protocol == IPPROTO_TCP ? l4[13] : 0;
+}
+
+/*
+ * Fill `tuple` (its ethertype is set) and, unless NULL, `signature` from the headers at `l3`;
+ * returns the TCP flags seen, if any. Every skb's linear part is followed by skb_shared_info
+ * (320 bytes), so a fixed-size read cannot leave the allocation; `linear_bytes` says how much of
+ * it is packet.
+ */
+static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struct tuple *tuple,
+				       __u32 *signature)
+{
+	__u8 header[56], slow[16];
+	__u8 *ip_id = NULL;
+	__u32 l4;
 
 	if (tuple->ethertype != ETH_P_IP && tuple->ethertype != ETH_P_IPV6)
 		return 0;
 	if (linear_bytes < 20 || bpf_probe_read_kernel(header, sizeof(header), l3))
 		return 0;
 	if (tuple->ethertype == ETH_P_IP) {
+		ip_id = header + 4;
 		tuple->protocol = header[9];
 		mapped_address(tuple->saddr, header + 12);
 		mapped_address(tuple->daddr, header + 16);
-		if ((header[6] << 8 | header[7]) & IPV4_FRAGMENT_OFFSET)
+		if ((header[6] << 8 | header[7]) & IPV4_FRAGMENT_OFFSET) {
+			if (signature) /* id and offset; the rest of the header may change */
+				*signature = *(__u32 *)ip_id | 1;
 			return 0;
-		l4 = (header[0] & 0xf) * 4;
-		if (l4 == 20 && linear_bytes >= 34) {
-			set_ports(tuple, header + 20);
-			return tuple->protocol == IPPROTO_TCP ? header[33] : 0;
 		}
+		l4 = (header[0] & 0xf) * 4;
+		if (l4 == 20 && linear_bytes >= 20 + sizeof(slow))
+			return read_transport(header + 20, ip_id, tuple, signature);
 	} else {
 		if (linear_bytes < 40)
 			return 0;
+		l4 = 40;
 		tuple->protocol = header[6];
 		__builtin_memcpy(tuple->saddr, header + 8, 16);
 		__builtin_memcpy(tuple->daddr, header + 24, 16);
-		if (!is_extension(tuple->protocol) && linear_bytes >= 54) {
-			set_ports(tuple, header + 40);
-			return tuple->protocol == IPPROTO_TCP ? header[53] : 0;
-		}
-		l4 = skip_extensions(l3, linear_bytes, &tuple->protocol);
+		if (is_extension(tuple->protocol))
+			l4 = skip_extensions(l3, linear_bytes, &tuple->protocol);
+		else if (linear_bytes >= 40 + sizeof(slow))
+			return read_transport(header + 40, NULL, tuple, signature);
 	}
-	/* Options, extension headers, or a packet too short for the fast path. */
-	if (!l4 || l4 + 4 > linear_bytes || bpf_probe_read_kernel(header, 4, l3 + l4))
+	/* Options, extension headers, or a packet that ends within the transport header. */
+	if (!l4 || l4 + 4 > linear_bytes || bpf_probe_read_kernel(slow, sizeof(slow), l3 + l4))
 		return 0;
-	set_ports(tuple, header);
-	if (tuple->protocol != IPPROTO_TCP || l4 + 14 > linear_bytes ||
-	    bpf_probe_read_kernel(header, 1, l3 + l4 + 13))
-		return 0;
-	return header[0];
+	if (l4 + sizeof(slow) > linear_bytes) {
+		/* What lies behind the packet's end is not the packet's. */
+		__builtin_memset(slow + 4, 0, 8);
+		if (l4 + 14 > linear_bytes)
+			slow[13] = 0;
+	}
+	return read_transport(slow, ip_id, tuple, signature);
 }
 
 static __always_inline void read_nf_tuple(const struct nf_conntrack_tuple *from, struct tuple *to)
