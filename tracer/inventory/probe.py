@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from tracer.inventory.cri import CriError, NoCriError, Runtime
+from tracer.inventory.facts import ENDPOINT
 from tracer.inventory.processes import Reader
 from tracer.model import Finding, State
 
@@ -29,12 +31,15 @@ def cri(sockets: tuple[Path, ...]) -> Iterator[Finding]:
     present = [socket for socket in sockets if _exists(socket)]
     yield from map(_runtime, present)
     if not present:
-        lost = f"no socket ({', '.join(map(str, sockets))}): no labels, no sandbox ids"
-        hint = "a node with Kubernetes has one; elsewhere pods are told by logs, CNI and cgroups"
+        lost = f"none of {', '.join(map(str, sockets))}: no labels, no sandbox ids"
+        hint = f"on a node with Kubernetes, name its socket in {ENDPOINT}"
         yield Finding("cri", State.DEGRADED, lost, hint)
 
 
 def _runtime(socket: Path) -> Finding:
+    if not os.access(socket, os.W_OK):
+        lost = f"{socket}: not permitted: no labels, no sandbox ids"
+        return Finding("cri", State.DEGRADED, lost, "run it with sudo")
     runtime = Runtime(socket)
     try:
         count = len(runtime.sandboxes())
@@ -42,7 +47,7 @@ def _runtime(socket: Path) -> Finding:
         hint = "is the CRI plugin disabled in containerd's config.toml?"
         return Finding("cri", State.DEGRADED, f"{error}: no labels, no sandbox ids", hint)
     except CriError as error:
-        hint = "is the runtime up? the socket needs root"
+        hint = "is the runtime up?"
         return Finding("cri", State.DEGRADED, f"{error}: no labels, no sandbox ids", hint)
     finally:
         runtime.close()
