@@ -7,6 +7,10 @@
  *   TYPED_<hook>        1: the hook is a typed tracepoint, fields are plain loads
  *   WITH_DROP_EVENTS    send drops through the ring buffer and count them by place
  *   WITH_FLOWS          count flows at pod devices, and drops by flow
+ *   WITH_TRACE          follow selected packets from hop to hop
+ *   SAMPLE              follow one packet of so many
+ *   FIRST_PACKETS       follow so many packets of each flow
+ *   SELECT_TCP_FLAGS    follow TCP packets with one of these flags
  *   DROP_REASON         kfree_skb tells a reason (since 5.17, c504e5c2f964)
  *   DROP_RX_SK          kfree_skb tells the receiving socket (since 6.11, ba8de796baf4)
  *   SELECT_PODS         only packets of the places, addresses and cgroups in the maps selected_*
@@ -21,6 +25,12 @@
 #ifndef RING_PAGES
 #define RING_PAGES 1024 /* 4 MiB: about 7,000 drops */
 #endif
+#ifndef HOP_RING_PAGES
+#define HOP_RING_PAGES 4096 /* 16 MiB: about 50,000 hops */
+#endif
+#ifndef MAX_FOLLOWED
+#define MAX_FOLLOWED 65536 /* packets under way at once */
+#endif
 #ifndef DROP_KEYS
 #define DROP_KEYS 8192 /* pods x reasons x locations; one value per CPU each */
 #endif
@@ -28,8 +38,9 @@
 #define DROP_RATE 1000 /* drops shown a second and reason; 0: all */
 #endif
 #ifndef MAX_FLOWS
-#define MAX_FLOWS 65536 /* flows per interval */
+#define MAX_FLOWS 65536 /* IPv4 flows per interval */
 #endif
+#define MAX_OTHER_FLOWS (MAX_FLOWS / 2) /* IPv6 and others */
 #ifndef MAX_FLOW_DROPS
 #define MAX_FLOW_DROPS (MAX_FLOWS / 4)
 #endif

@@ -165,11 +165,25 @@ struct flow_key {
 	__u32 direction; /* enum direction */
 };
 
+/* The same for IPv4, where a smaller key is a cheaper one. */
+struct flow4_key {
+	__u32 netns;
+	__u32 ifindex;
+	__u8 saddr[4];
+	__u8 daddr[4];
+	__u16 sport;
+	__u16 dport;
+	__u8 protocol;
+	__u8 direction;
+	__u16 pad;
+};
+
 struct flow_count {
 	__u64 packets;
 	__u64 bytes; /* from the network header on, as netfilter counts them */
 	__u64 first_ns; /* CLOCK_BOOTTIME */
-	__u64 last_ns;
+	__u64 last_ns; /* at most one tick (jiffy) before the true last packet */
+	__u64 tick; /* jiffies64 of last_ns */
 	__u64 tcp_flags; /* OR of all flags seen */
 };
 

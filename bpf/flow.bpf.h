@@ -25,35 +25,64 @@ static __always_inline void count_other(const struct flow_key *flow, __u32 bytes
 	count->bytes += bytes;
 }
 
-static __always_inline void count_flow(struct flow_key *key, __u32 bytes, __u8 tcp_flags)
+/* The counter of `key` in the generation `map`; NULL when that is full. */
+static __always_inline struct flow_count *flow_counter(void *map, void *key)
 {
-	__u64 now_ns = bpf_ktime_get_boot_ns();
-	struct flow_count first = {.packets = 1,
-				   .bytes = bytes,
-				   .first_ns = now_ns,
-				   .last_ns = now_ns,
-				   .tcp_flags = tcp_flags};
-	struct flow_count *count;
+	struct flow_count zero = {};
+	struct flow_count *count = bpf_map_lookup_elem_(map, key);
+
+	if (count)
+		return count;
+	/* -EEXIST: another CPU was first. Then there is an entry, with zeros for this CPU. */
+	bpf_map_update_elem_(map, key, &zero, BPF_NOEXIST);
+	return bpf_map_lookup_elem_(map, key);
+}
+
+static __always_inline struct flow_count *ipv4_counter(const struct flow_key *flow)
+{
+	struct flow4_key key = {
+		.netns = flow->netns,
+		.ifindex = flow->ifindex,
+		.sport = flow->tuple.sport,
+		.dport = flow->tuple.dport,
+		.protocol = flow->tuple.protocol,
+		.direction = flow->direction,
+	};
+	int slot = 0;
+	void *map = flows4.lookup(&slot);
+
+	__builtin_memcpy(key.saddr, flow->tuple.saddr + 12, 4);
+	__builtin_memcpy(key.daddr, flow->tuple.daddr + 12, 4);
+	return map ? flow_counter(map, &key) : NULL;
+}
+
+static __always_inline struct flow_count *other_counter(struct flow_key *flow)
+{
 	int slot = 0;
 	void *map = flows.lookup(&slot);
 
-	if (!map)
-		return;
-	count = bpf_map_lookup_elem_(map, key);
+	return map ? flow_counter(map, flow) : NULL;
+}
+
+static __always_inline void count_flow(struct flow_key *flow, __u32 bytes, __u8 tcp_flags)
+{
+	struct flow_count *count =
+		flow->tuple.ethertype == ETH_P_IP ? ipv4_counter(flow) : other_counter(flow);
+	__u64 tick = bpf_jiffies64();
+
 	if (!count) {
-		if (bpf_map_update_elem_(map, key, &first, BPF_NOEXIST) == 0)
-			return;
-		count = bpf_map_lookup_elem_(map, key);
-	}
-	if (!count) {
-		count_other(key, bytes);
+		count_other(flow, bytes);
 		return;
 	}
-	if (!count->packets)
-		count->first_ns = now_ns; /* another CPU's packet made the entry */
+	if (count->tick != tick) {
+		/* A clock costs as much as the rest: once a tick is enough for the last time. */
+		count->tick = tick;
+		count->last_ns = bpf_ktime_get_boot_ns();
+		if (!count->packets)
+			count->first_ns = count->last_ns;
+	}
 	count->packets += 1;
 	count->bytes += bytes;
-	count->last_ns = now_ns;
 	count->tcp_flags |= tcp_flags;
 }
 

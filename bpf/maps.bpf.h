@@ -12,9 +12,11 @@ static __always_inline void lose(int source)
 		*count += 1;
 }
 
-/* What user space selected, kept up to date as pods come and go. */
-BPF_TABLE("hash", struct place, __u32, selected_places, MAX_PLACES);
-/* Every address of a pod on this node: 1, or 2 when its pod is selected. */
+/*
+ * What user space knows of pods, kept up to date as they come and go: 1, or 2 when the pod is
+ * selected. Places are whole namespaces (ifindex 0) and the pods' devices on the node.
+ */
+BPF_TABLE("hash", struct place, __u32, pod_places, MAX_PLACES);
 struct address {
 	__u8 bytes[ADDRESS_BYTES];
 };
@@ -32,15 +34,33 @@ BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts, DROP_K
 BPF_TABLE("hash", __u32, struct drop_limit, drop_limits, 512);
 #endif
 
+#ifdef WITH_TRACE
+BPF_RINGBUF_OUTPUT(hops, HOP_RING_PAGES);
+/* Packets followed, by the address of their data. */
+struct followed {
+	__u64 packet_id;
+	__u32 signature;
+	__u32 pad;
+};
+BPF_TABLE("lru_hash", __u64, struct followed, followed_packets, MAX_FOLLOWED);
+BPF_PERCPU_ARRAY(packet_ids, __u64, 1);
+#ifdef FIRST_PACKETS
+BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);
+#endif
+#endif
+
 #ifdef WITH_FLOWS
 /*
  * Two generations of every flow map: programs fill the one that the outer map names, user
  * space reads and empties the other. Writing to an outer map waits for the programs that
  * still run (maybe_wait_bpf_programs, since 4.20), so nothing is counted behind the reader.
  */
-BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_0, MAX_FLOWS);
-BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_1, MAX_FLOWS);
+BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_0, MAX_OTHER_FLOWS);
+BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_1, MAX_OTHER_FLOWS);
 BPF_ARRAY_OF_MAPS(flows, "flows_0", 1);
+BPF_TABLE("percpu_hash", struct flow4_key, struct flow_count, flows4_0, MAX_FLOWS);
+BPF_TABLE("percpu_hash", struct flow4_key, struct flow_count, flows4_1, MAX_FLOWS);
+BPF_ARRAY_OF_MAPS(flows4, "flows4_0", 1);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, MAX_FLOW_DROPS);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);
 BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);

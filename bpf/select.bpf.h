@@ -11,14 +11,22 @@ static __always_inline __u32 pod_address(const __u8 *address)
 	return state ? *state : 0;
 }
 
-static __always_inline int place_selected(__u32 netns, __u32 ifindex)
+/* Does a pod own the namespace or the device: 0 no, 1 yes, POD_SELECTED yes and selected. */
+static __always_inline __u32 pod_place(__u32 netns, __u32 ifindex)
 {
 	/* A whole namespace stands in the map with ifindex 0. */
 	struct place place = {.netns = netns};
-	if (selected_places.lookup(&place))
-		return 1;
-	place.ifindex = ifindex;
-	return selected_places.lookup(&place) != NULL;
+	__u32 *state = pod_places.lookup(&place);
+	if (!state) {
+		place.ifindex = ifindex;
+		state = pod_places.lookup(&place);
+	}
+	return state ? *state : 0;
+}
+
+static __always_inline int place_selected(__u32 netns, __u32 ifindex)
+{
+	return pod_place(netns, ifindex) == POD_SELECTED;
 }
 
 static __always_inline int name_is(const char *ifname, __u64 first, __u64 second)

@@ -180,9 +180,12 @@ class Session:
             {key: value.to_bytes(4, sys.byteorder) for key, value in wanted.addresses.items()},
         )
         self._fill(
-            "selected_places",
+            "pod_places",
             "<u8",
-            {np.array(place, np.uint32).tobytes(): ONE for place in wanted.places},
+            {
+                np.array(place, np.uint32).tobytes(): value.to_bytes(4, sys.byteorder)
+                for place, value in wanted.places.items()
+            },
         )
         self._fill(
             "selected_cgroups",

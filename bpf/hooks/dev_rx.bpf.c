@@ -4,10 +4,17 @@
 int dev_rx(unsigned long long *ctx)
 {
 	const int typed = TYPED_dev_rx;
-	const struct sk_buff *skb = (void *)ctx[0];
-	const struct net_device *dev = LOAD(skb->dev);
+	struct sk_buff *skb = (void *)ctx[0];
+	struct net_device *dev = LOAD(skb->dev);
 
 	/* The network header is not set yet; data stands where it will be. */
+#ifdef WITH_FLOWS
 	flow_packet(typed, skb, dev, LOAD(skb->data), LOAD(skb->len), DIRECTION_INGRESS);
+#endif
+#ifdef WITH_TRACE
+	struct sight sight = {};
+	see(typed, skb, dev, LOAD(skb->data), &sight);
+	end_hop(begin_hop(typed, &sight, HOP_DEV_RX, 1));
+#endif
 	return 0;
 }

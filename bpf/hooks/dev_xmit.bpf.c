@@ -4,12 +4,19 @@
 int dev_xmit(unsigned long long *ctx)
 {
 	const int typed = TYPED_dev_xmit;
-	const struct sk_buff *skb = (void *)ctx[0];
-	const struct net_device *dev = (void *)ctx[1];
-	const __u8 *l3 = LOAD(skb->head) + LOAD(skb->network_header);
+	struct sk_buff *skb = (void *)ctx[0];
+	struct net_device *dev = (void *)ctx[1];
+	__u8 *l3 = LOAD(skb->head) + LOAD(skb->network_header);
+
+#ifdef WITH_FLOWS
 	/* skb->data is at the link header here: len counts it, bytes must not. */
 	__u32 bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data));
-
 	flow_packet(typed, skb, dev, l3, bytes, DIRECTION_EGRESS);
+#endif
+#ifdef WITH_TRACE
+	struct sight sight = {};
+	see(typed, skb, dev, l3, &sight);
+	end_hop(begin_hop(typed, &sight, HOP_DEV_XMIT, 0));
+#endif
 	return 0;
 }

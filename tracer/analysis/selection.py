@@ -71,8 +71,8 @@ class Marks:
 
     addresses: Mapping[bytes, int]
     """Every pod address: 1, or 2 when its pod is selected."""
-    places: frozenset[tuple[int, int]]
-    """Selected (netns, ifindex); ifindex 0 is the whole namespace."""
+    places: Mapping[tuple[int, int], int]
+    """Every (netns, ifindex) of a pod, likewise; ifindex 0 is the whole namespace."""
     cgroups: frozenset[int]
     """cgroup ids of selected host-network pods."""
 
@@ -82,15 +82,17 @@ def marks(selection: PodSelection, node: Node) -> Marks:
     chosen = {
         uid for uid, pod in node.pods.items() if not selection.everything and selection.matches(pod)
     }
-    places: set[tuple[int, int]] = {
-        (netns, 0) for netns, uid in node.pod_by_netns.items() if uid in chosen
+    places = {(netns, 0): 1 + (uid in chosen) for netns, uid in node.pod_by_netns.items()}
+    places |= {
+        (netns, ifindex): 1 + (uid in chosen)
+        for (netns, ifindex), uid in node.pod_by_device.items()
+        if netns not in node.pod_by_netns
     }
-    places.update(key for key, uid in node.pod_by_device.items() if uid in chosen)
     return Marks(
         addresses={
             address_bytes(text): 1 + (uid in chosen) for text, uid in node.pod_by_address.items()
         },
-        places=frozenset(places),
+        places=places,
         cgroups=frozenset(
             cgroup
             for cgroup, uid in node.pod_by_cgroup.items()

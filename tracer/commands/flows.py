@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tracer.analysis.flows import flow_drop_records, flow_records, other_records
 from tracer.commands import options
 from tracer.errors import ExitCode
-from tracer.kernel.flow_maps import Generations, Growing
+from tracer.kernel.flow_maps import FlowCounts, Generations, Growing
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.maps import possible_cpus
 from tracer.kernel.program import Program
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 DEFAULT_INTERVAL_S = 10.0
 DEFAULT_MAX_FLOWS = 65536
-FLOW_ENTRY_BYTES = 56 + 40
+FLOW_CPU_BYTES = 72
+"""One CPU's counts of one flow, and of the half entry kept for flows that are not IPv4."""
 MAP_BUDGET_BYTES = 256 << 20
-"""Kernel memory that the two generations may take by default, at one value per CPU each."""
+"""Kernel memory that the two generations' counts may take by default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _max_flows() -> int:
     """The default, bounded by the kernel memory that one value per CPU takes."""
-    affordable = MAP_BUDGET_BYTES // (2 * possible_cpus() * FLOW_ENTRY_BYTES)
+    affordable = MAP_BUDGET_BYTES // (2 * possible_cpus() * FLOW_CPU_BYTES)
     return max(1024, min(DEFAULT_MAX_FLOWS, affordable))
 
 
@@ -82,7 +83,7 @@ class Flows:
     def __init__(self, session: Session, sink: Sink) -> None:
         """Start counting."""
         self._session, self._sink = session, sink
-        self._flows = Generations(session.loaded, "flows", "flow_key", "flow_count")
+        self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
         self._begin_ns = time.time_ns()

@@ -13,6 +13,8 @@ from tracer.layout import layout
 if TYPE_CHECKING:
     from tracer.kernel.loader import Loaded
 
+ETH_P_IP = 0x0800
+
 
 class Generations:
     """A pair of maps behind an outer one-slot map.
@@ -51,6 +53,36 @@ class Generations:
         filled.clear(keys)
         self._expected = len(keys) + len(keys) // 4
         return keys, values
+
+
+class FlowCounts:
+    """The flow maps, IPv4's with its smaller key and everyone else's, as one."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Counting starts here."""
+        self._ipv4 = Generations(loaded, "flows4", "flow4_key", "flow_count")
+        self._other = Generations(loaded, "flows", "flow_key", "flow_count")
+
+    def turn(self) -> tuple[np.ndarray, np.ndarray]:
+        """(keys (n,) flow_key, values (n, cpus) flow_count) since the last turn."""
+        keys4, counts4 = self._ipv4.turn()
+        keys, counts = self._other.turn()
+        return np.concatenate((_widened(keys4), keys)), np.concatenate((counts4, counts))
+
+
+def _widened(keys4: np.ndarray) -> np.ndarray:
+    """flow4_key → flow_key, with IPv4-mapped addresses."""
+    keys = np.zeros(len(keys4), layout().structs["flow_key"])
+    for name in ("netns", "ifindex", "direction"):
+        keys[name] = keys4[name]
+    flow = keys["tuple"]
+    flow["ethertype"] = ETH_P_IP
+    for name in ("sport", "dport", "protocol"):
+        flow[name] = keys4[name]
+    for name in ("saddr", "daddr"):
+        flow[name][:, 10:12] = 0xFF
+        flow[name][:, 12:] = keys4[name]
+    return keys
 
 
 class Growing:

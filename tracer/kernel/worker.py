@@ -127,8 +127,13 @@ class Object:
         return ct.string_at(start, self._lib.bpf_function_size(self._bpf.module, name))
 
     def load_raw(self, function: str) -> int:
-        """Load as a raw tracepoint program through bcc; returns its fd."""
-        loaded = self._bpf.load_func(function, libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT)
+        """Load as a raw tracepoint program through bcc; returns its fd. Raises OSError."""
+        log: list[str] = []
+        try:
+            with _captured_stderr() as log:
+                loaded = self._bpf.load_func(function, libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT)
+        except Exception as error:
+            raise OSError(0, " | ".join([str(error), *log[-4:]])) from error
         return int(loaded.fd)
 
     def maps(self) -> list[tuple[MapInfo, int]]:
@@ -155,10 +160,7 @@ def _attach(built: Object, hook: Hook, way: Way) -> tuple[int, int]:
         code = built.instructions(hook.program)
         program_fd = libbpf.load_typed(hook.program, code, way.target)
         return program_fd, libbpf.attach_raw_tracepoint(program_fd)
-    try:
-        program_fd = built.load_raw(hook.program)
-    except Exception as error:
-        raise OSError(0, str(error)) from error
+    program_fd = built.load_raw(hook.program)
     return program_fd, libbpf.attach_raw_tracepoint(program_fd, way.target)
 
 

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* netif-rx: tracepoint net:netif_rx, a packet put into a CPU's backlog, as veth does. */
+
+int netif_rx(unsigned long long *ctx)
+{
+	const int typed = TYPED_netif_rx;
+	struct sk_buff *skb = (void *)ctx[0];
+	struct net_device *dev = LOAD(skb->dev);
+	struct sight sight = {};
+
+	see(typed, skb, dev, LOAD(skb->data), &sight);
+	end_hop(begin_hop(typed, &sight, HOP_NETIF_RX, 0));
+	return 0;
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * nf-hook: netfilter programs at the first and the last priority of every hook. What a packet
+ * looks like between them tells NAT, marks and conntrack; a packet that enters and does not leave
+ * died there, was queued or stolen. They always accept.
+ */
+
+#define NF_ACCEPT_ 1
+
+static __always_inline int netfilter_hop(struct bpf_nf_ctx *ctx, __u16 hop, int may_begin)
+{
+	const int typed = 1;
+	const struct nf_hook_state *state = ctx->state;
+	struct sk_buff *skb = ctx->skb;
+	struct net_device *dev = state->out ?: state->in;
+	struct sight sight = {};
+	struct hop_event *event;
+
+	if (!dev)
+		return NF_ACCEPT_;
+	see(typed, skb, dev, skb->head + skb->network_header, &sight);
+	event = begin_hop(typed, &sight, hop, may_begin);
+	if (event) {
+		event->nf_hook = state->hook;
+		event->nf_family = state->pf;
+		event->out_ifindex = state->out ? state->out->ifindex : 0;
+	}
+	end_hop(event);
+	return NF_ACCEPT_;
+}
+
+int nf_enter(struct bpf_nf_ctx *ctx)
+{
+	return netfilter_hop(ctx, HOP_NF_ENTER, 1);
+}
+
+int nf_leave(struct bpf_nf_ctx *ctx)
+{
+	return netfilter_hop(ctx, HOP_NF_LEAVE, 0);
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* skb-consumed: tracepoint skb:consume_skb, a packet done with in good order. */
+
+int skb_consumed(unsigned long long *ctx)
+{
+	const int typed = TYPED_skb_consumed;
+	struct sk_buff *skb = (void *)ctx[0];
+	struct sight sight = {};
+	struct hop_event *event;
+	__u64 head = (__u64)LOAD(skb->head);
+
+	/* Nearly every packet ends here: ask before looking closer. */
+	if (!followed_packets.lookup(&head))
+		return 0;
+	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
+	event = begin_hop(typed, &sight, HOP_CONSUMED, 0);
+	if (!event)
+		return 0;
+	event->location = ctx[1];
+	if (event->flags & HOP_GONE)
+		followed_packets.delete(&head);
+	end_hop(event);
+	return 0;
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* sock-copied: tracepoint skb:skb_copy_datagram_iovec, bytes copied to the application. */
+
+int sock_copied(unsigned long long *ctx)
+{
+	const int typed = TYPED_sock_copied;
+	struct sk_buff *skb = (void *)ctx[0];
+	struct sight sight = {};
+	struct hop_event *event;
+
+	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
+	event = begin_hop(typed, &sight, HOP_COPIED, 0);
+	if (event)
+		event->argument = ctx[1];
+	end_hop(event);
+	return 0;
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The event plane of `trace`: choose a packet at the first hop where the selection holds, give it
+ * an id, and tell every later hop of its data, through NAT, clones and namespaces.
+ *
+ * A packet is known by the address of its data (skb->head), which a veth crossing, NAT and clones
+ * keep, together with its signature: addresses come back for other packets within microseconds.
+ */
+#ifndef TRACER_TRACE_H
+#define TRACER_TRACE_H
+
+#define DATAREF_MASK 0xffff
+#define CLONED 1 /* the first bit of the byte at __cloned_offset */
+
+/* What one hop needs to know of the packet before it is told. */
+struct sight {
+	struct sk_buff *skb;
+	void *head;
+	void *l3;
+	__u32 linear_bytes; /* of the packet, from l3 on */
+	__u32 bytes; /* all of them, from l3 on */
+	__u32 netns;
+	__u32 ifindex;
+	__u32 signature;
+	__u8 tcp_flags;
+	struct tuple tuple;
+};
+
+/* Read addresses, ports and signature once. */
+static __always_inline void look(int typed, struct sight *sight)
+{
+	if (sight->tuple.ethertype)
+		return;
+	sight->tuple.ethertype = bpf_ntohs(LOAD(sight->skb->protocol));
+	sight->tcp_flags =
+		read_tuple(sight->l3, sight->linear_bytes, &sight->tuple, &sight->signature);
+}
+
+/* The filter wants an Ethernet frame in map memory, whatever the packet has. */
+static __always_inline int filter_accepts(struct sight *sight)
+{
+#ifdef SELECT_PCAP
+	int slot = 0;
+	struct drop_event *frame = scratch.lookup(&slot);
+	__u32 bytes = sight->linear_bytes;
+	__u16 mac;
+
+	if (!frame)
+		return 0;
+	mac = READ(sight->skb->mac_header);
+	if (mac == MAC_HEADER_UNSET || sight->head + mac + L2_BYTES > sight->l3 ||
+	    bpf_probe_read_kernel(frame->packet, L2_BYTES, sight->head + mac))
+		__builtin_memset(frame->packet, 0, L2_BYTES);
+	frame->packet[12] = sight->tuple.ethertype >> 8;
+	frame->packet[13] = sight->tuple.ethertype;
+	if (bytes > PACKET_BYTES - L2_BYTES)
+		bytes = PACKET_BYTES - L2_BYTES;
+	if (bpf_probe_read_kernel(frame->packet + L2_BYTES, bytes, sight->l3))
+		bytes = 0;
+	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
+#else
+	return 1;
+#endif
+}
+
+/* The first FIRST packets of each flow, by the sender's tuple. */
+static __always_inline int among_first(struct sight *sight)
+{
+#ifdef FIRST_PACKETS
+	struct tuple tuple = sight->tuple;
+	__u32 one = 1, *count;
+
+	read_sender_tuple(READ(sight->skb->_nfct), &tuple);
+	count = flow_firsts.lookup(&tuple);
+	if (!count) {
+		flow_firsts.update(&tuple, &one);
+		return 1;
+	}
+	return __sync_fetch_and_add(count, 1) < FIRST_PACKETS;
+#else
+	return 1;
+#endif
+}
+
+/* Was this packet asked for? What costs least is asked first. */
+static __always_inline int packet_selected(int typed, struct sight *sight)
+{
+#ifdef SELECT_PODS
+	__u32 place = pod_place(sight->netns, sight->ifindex);
+
+	if (place && place != POD_SELECTED)
+		return 0; /* another pod's: its packets are chosen where the selected one has them */
+#endif
+	look(typed, sight);
+#ifdef SELECT_PODS
+	if (!place && pod_address(sight->tuple.saddr) != POD_SELECTED &&
+	    pod_address(sight->tuple.daddr) != POD_SELECTED)
+		return 0;
+#endif
+#ifdef SELECT_TCP_FLAGS
+	if (!(sight->tcp_flags & SELECT_TCP_FLAGS))
+		return 0;
+#endif
+#ifdef SAMPLE
+	/* By signature: the same answer at every hop. */
+	if ((sight->signature >> 1) % SAMPLE)
+		return 0;
+#endif
+	return filter_accepts(sight) && among_first(sight);
+}
+
+static __always_inline __u64 new_packet_id(void)
+{
+	int slot = 0;
+	__u64 *last = packet_ids.lookup(&slot);
+
+	if (!last)
+		return 0;
+	*last += 1;
+	return *last << 12 | (bpf_get_smp_processor_id() & 0xfff);
+}
+
+/* The packet, if it is followed or to be followed from here on; `flags` tells how it was known. */
+static __always_inline struct followed *follow(int typed, struct sight *sight, int may_begin,
+					       __u16 *flags)
+{
+	__u64 head = (__u64)sight->head, skb = (__u64)sight->skb;
+	struct followed *known = followed_packets.lookup(&head);
+	struct followed fresh = {};
+
+	if (known) {
+		look(typed, sight);
+		if (known->signature == sight->signature)
+			return known;
+	}
+	if (!may_begin || !packet_selected(typed, sight))
+		return NULL;
+	*flags |= HOP_FIRST;
+	fresh.packet_id = new_packet_id();
+	fresh.signature = sight->signature;
+	followed_packets.update(&head, &fresh);
+	return followed_packets.lookup(&head);
+}
+
+/* Fill in all that is the same at every hop. */
+static __always_inline void describe(int typed, struct sight *sight, struct hop_event *event)
+{
+	struct skb_shared_info *shared = sight->head + LOAD(sight->skb->end);
+	__u32 bytes = sight->linear_bytes;
+	__u16 mac = LOAD(sight->skb->mac_header);
+
+	event->time_ns = bpf_ktime_get_boot_ns();
+	event->skb = (__u64)sight->skb;
+	event->head = (__u64)sight->head;
+	event->netns = sight->netns;
+	event->ifindex = sight->ifindex;
+	event->bytes = sight->bytes;
+	event->mark = LOAD(sight->skb->mark);
+	event->signature = sight->signature;
+	event->tcp_flags = sight->tcp_flags;
+	event->tuple = sight->tuple;
+	if (LOAD(*(__u8 *)sight->skb->__cloned_offset) & CLONED)
+		event->flags |= HOP_CLONE;
+	event->gso_segments = READ(shared->gso_segs);
+	if (event->gso_segments > 1)
+		event->flags |= HOP_GSO;
+	if ((READ(shared->dataref.counter) & DATAREF_MASK) == 1)
+		event->flags |= HOP_GONE;
+	read_conntrack(LOAD(sight->skb->_nfct), &event->ct);
+	if (mac != MAC_HEADER_UNSET && sight->head + mac + L2_BYTES <= sight->l3 &&
+	    !bpf_probe_read_kernel(event->packet, L2_BYTES, sight->head + mac))
+		event->has_mac = 1;
+	event->packet[12] = sight->tuple.ethertype >> 8;
+	event->packet[13] = sight->tuple.ethertype;
+	if (bytes > SNAPLEN - L2_BYTES)
+		bytes = SNAPLEN - L2_BYTES;
+	if (bpf_probe_read_kernel(event->packet + L2_BYTES, bytes, sight->l3))
+		bytes = 0;
+	event->captured_bytes = L2_BYTES + bytes;
+}
+
+/* Tell of a packet at `hop`, if it is followed; returns the event to add to and submit. */
+static __always_inline struct hop_event *begin_hop(int typed, struct sight *sight, __u16 hop,
+						   int may_begin)
+{
+	__u16 flags = 0;
+	struct followed *packet = follow(typed, sight, may_begin, &flags);
+	struct hop_event *event;
+
+	if (!packet)
+		return NULL;
+	event = hops.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		lose(LOSS_HOPS);
+		return NULL;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->packet_id = packet->packet_id;
+	event->hop = hop;
+	event->flags = flags;
+	describe(typed, sight, event);
+	return event;
+}
+
+static __always_inline void end_hop(struct hop_event *event)
+{
+	if (event)
+		hops.ringbuf_submit(event, 0);
+}
+
+/* What can be said of a packet on a device, its network header at `l3`. */
+static __always_inline void see(int typed, struct sk_buff *skb, struct net_device *dev, void *l3,
+				struct sight *sight)
+{
+	struct net *net = LOAD(dev->nd_net.net);
+
+	sight->skb = skb;
+	sight->head = LOAD(skb->head);
+	sight->l3 = l3;
+	sight->linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)sight->head);
+	sight->bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data));
+	sight->netns = LOAD(net->ns.inum);
+	sight->ifindex = LOAD(dev->ifindex);
+}
+
+/* The same where a socket has it: skb->dev may be something else by then. */
+static __always_inline void see_in_socket(int typed, struct sk_buff *skb, const struct sock *sk,
+					  struct sight *sight)
+{
+	__u32 network = LOAD(skb->network_header);
+
+	sight->skb = skb;
+	sight->head = LOAD(skb->head);
+	sight->l3 = sight->head + network;
+	sight->linear_bytes = LOAD(skb->tail) - network;
+	sight->bytes = LOAD(skb->len) + (__u32)((__u64)LOAD(skb->data) - (__u64)sight->l3);
+	sight->netns = sk ? socket_netns(sk) : 0;
+	sight->ifindex = LOAD(skb->skb_iif);
+}
+
+#endif
