@@ -32,8 +32,8 @@ def _flow(key, source, destination, protocol=6, ports=(4000, 80), ethertype=0x08
 def _counts(*rows):
     counts = np.zeros((len(rows), 2), STRUCTS["flow_count"])
     for index, row in enumerate(rows):
-        for cpu, values in enumerate(row):
-            counts[index, cpu] = values
+        for cpu, (packets, size, first_ns, last_ns, flags) in enumerate(row):
+            counts[index, cpu] = (packets, size, first_ns, last_ns, 0, flags)
     return counts
 
 
