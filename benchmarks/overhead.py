@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 MODES = ("udp", "udp-one-cpu", "tcp")
 OFF = "off"
-BURSTS = 3
+BURSTS = 5
+DIRECT_MILLISECONDS = 600
 EMPTY_ON = ("net_dev_start_xmit", "netif_receive_skb")
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 IDLE_S, IDLE_LOOKS = 2.0, 7
@@ -93,9 +94,9 @@ class Bench:
         self.samples: dict[str, Samples] = {}
 
     def speed(self, mode: str) -> float:
-        """Median of a few short bursts: one that was disturbed does not count."""
+        """Best of a few short bursts: what else runs on the machine only ever slows one down."""
         moved = [blast(self.program, mode, self.milliseconds) for _ in range(BURSTS)]
-        return statistics.median(b.bytes_per_s if mode == "tcp" else b.packets_per_s for b in moved)
+        return max(b.bytes_per_s if mode == "tcp" else b.packets_per_s for b in moved)
 
     def visit(self, tool: Tool | None) -> None:
         """One tool's part of a round."""
@@ -125,7 +126,7 @@ class Bench:
         with running(tool, self.directory) as active:
             for mode in ("udp", "udp-one-cpu"):
                 before = active.programs()
-                packets = blast(self.program, mode, 4 * self.milliseconds).units
+                packets = blast(self.program, mode, DIRECT_MILLISECONDS).units
                 after = active.programs()
                 ns = sum(after[one][0] - before[one][0] for one in before)
                 runs = sum(after[one][1] - before[one][1] for one in before)
@@ -140,7 +141,7 @@ class Bench:
                 opened.callback(os.close, program)
                 opened.callback(os.close, libbpf.attach_raw_tracepoint(program))
             before = held_programs("self")
-            blast(self.program, "udp-one-cpu", 4 * self.milliseconds)
+            blast(self.program, "udp-one-cpu", DIRECT_MILLISECONDS)
             after = held_programs("self")
         ns = sum(after[one][0] - before[one][0] for one in before)
         return ns / sum(after[one][1] - before[one][1] for one in before)
@@ -276,7 +277,7 @@ def read_arguments() -> argparse.Namespace:
         prog="benchmarks/overhead", description=__doc__, epilog="exit code: 1 if a bar is missed"
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--milliseconds", type=int, default=150, help="of one burst of traffic")
+    parser.add_argument("--milliseconds", type=int, default=80, help="of one burst of traffic")
     parser.add_argument("--tools", nargs="+", choices=names, default=names)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
     return parser.parse_args()

@@ -42,7 +42,7 @@ class Tool:
 def tools(directory: Path) -> tuple[Tool, ...]:
     """Every tool; files that they write go to `directory`."""
     node_veth = next(iter(PODS))
-    flows = ("--interval", "1s", "--write", str(directory / "flows.jsonl"))
+    flows = ("--write", str(directory / "flows.jsonl"))
     mounted = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"'
     node = ("nsenter", f"--net=/run/netns/{NODE}")
     # Headers only: what one would write for long, and in tcpdump's favour.
