@@ -76,7 +76,8 @@ def test_btf_counts_modules(places):
     ("text", "state"),
     [
         ("ffffffff81000000 T _text\n", State.OK),
-        ("0000000000000000 T _text\n", State.DEGRADED),
+        ("0000000000000000 A fixed_percpu_data\nffffffff81000000 T _text\n", State.OK),
+        ("0000000000000000 T _text\n0000000000000000 t a\n", State.DEGRADED),
         ("", State.DEGRADED),
     ],
 )
