@@ -61,6 +61,7 @@ struct drop_event {
 	__u64 time_ns; /* CLOCK_BOOTTIME */
 	__u64 location; /* address that freed the packet */
 	__u64 skb;
+	__u64 packet_id; /* of a packet that `trace` follows, else 0 */
 	__u64 cgroup_id; /* cgroup v2 of the socket, 0 without one */
 	__u64 stack[24]; /* STACK_FRAMES return addresses, innermost first, 0-filled */
 	__u32 reason; /* enum skb_drop_reason, with the subsystem in the upper 16 bits */

@@ -217,10 +217,10 @@ class Session:
             for source in sources
             if source.name != "LOSS_SOURCES" and counts[source]
         }
-        for hook, fd in self.loaded.program_fds.items():
+        for function, fd in self.loaded.programs.items():
             misses = recursion_misses(fd)
             if misses:
-                lost[f"{hook} missed"] = misses
+                lost[f"{function} missed"] = misses
         return lost
 
     def _tell_warnings(self) -> None:
@@ -239,6 +239,8 @@ class Session:
         self._tell_warnings()
         if not len(self.symbols):
             say("warning: /proc/kallsyms hides addresses: functions and hooks are not named")
+        for missing in self.loaded.missing:
+            say(f"warning: {missing}")
         for way in self.loaded.attached:
             if way.refused:
                 say(f"hook {way.hook}: by {way.way}: {way.costs} ({'; '.join(way.refused)})")

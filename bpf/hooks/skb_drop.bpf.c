@@ -246,6 +246,32 @@ static __always_inline void count_flow_drop(const struct sk_buff *skb,
 }
 #endif
 
+#ifdef WITH_TRACE
+/* The end of a followed packet, told as a hop and as a drop. */
+static __always_inline void report_end(int typed, void *ctx, struct sk_buff *skb,
+				       struct drop_event *event)
+{
+	struct sight sight = {};
+	struct hop_event *hop;
+	__u64 head = (__u64)LOAD(skb->head);
+
+	see_in_socket(typed, skb, NULL, &sight);
+	sight.netns = event->netns;
+	sight.ifindex = event->ifindex;
+	hop = begin_hop(typed, &sight, HOP_DROPPED, 1);
+	if (!hop)
+		return;
+	hop->location = event->location;
+	hop->argument = event->reason;
+	event->packet_id = hop->packet_id;
+	if (hop->flags & HOP_GONE)
+		followed_packets.delete(&head);
+	end_hop(hop);
+	event->time_ns = bpf_ktime_get_boot_ns();
+	report_drop(ctx, skb, event);
+}
+#endif
+
 int skb_drop(unsigned long long *ctx)
 {
 	const int typed = TYPED_skb_drop;
@@ -253,7 +279,7 @@ int skb_drop(unsigned long long *ctx)
 	struct sock *rx_sk = NULL;
 	struct drop_event *event;
 	__u32 reason = 0;
-	int slot = 0;
+	int slot = 0, selected;
 
 #ifdef DROP_RX_SK
 	rx_sk = (void *)ctx[3];
@@ -269,10 +295,16 @@ int skb_drop(unsigned long long *ctx)
 	event->location = ctx[1];
 	event->reason = reason;
 	capture(typed, skb, event);
-	if (!drop_selected(event, attribute(skb, event)))
+	selected = attribute(skb, event);
+#ifdef WITH_TRACE
+	report_end(typed, ctx, skb, event);
+	return 0;
+#endif
+	if (!drop_selected(event, selected))
 		return 0;
 	event->time_ns = bpf_ktime_get_boot_ns();
 #ifdef WITH_DROP_EVENTS
+	event->packet_id = 0;
 	report_drop(ctx, skb, event);
 #endif
 #ifdef WITH_FLOWS

@@ -224,8 +224,4 @@ def run(args: argparse.Namespace) -> ExitCode:
         _follow(session, args, drops)
         lost = drops.summarise()
     sink.close()
-    return ExitCode.PARTIAL if lost or _degraded(session) else ExitCode.DONE
-
-
-def _degraded(session: Session) -> bool:
-    return any(way.refused for way in session.loaded.attached)
+    return ExitCode.PARTIAL if lost or session.loaded.degraded else ExitCode.DONE

@@ -142,5 +142,4 @@ def run(args: argparse.Namespace) -> ExitCode:
         flows.write()
     sink.close()
     say(f"{flows.flows} flow records, {flows.packets} packets")
-    degraded = any(way.refused for way in session.loaded.attached)
-    return ExitCode.PARTIAL if flows.lost or degraded else ExitCode.DONE
+    return ExitCode.PARTIAL if flows.lost or session.loaded.degraded else ExitCode.DONE

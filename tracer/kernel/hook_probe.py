@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tracer.errors import TracerError
 from tracer.kernel import headers, libbpf
-from tracer.kernel.hooks import HOOKS, TYPED, Hook, Way
+from tracer.kernel.hooks import HOOKS, NETFILTER, TYPED, Hook, Way
 from tracer.kernel.probe import load_empty
 
 
@@ -45,6 +45,9 @@ def may_load() -> bool:
 def refusal(way: Way) -> str:
     """Why `way` is closed here; empty when an empty program could be loaded and attached."""
     try:
+        if way.kind == NETFILTER:
+            os.close(libbpf.load_netfilter("probe", libbpf.ACCEPTING_PROGRAM))
+            return ""
         if way.kind == TYPED:
             program = libbpf.load_typed("probe", libbpf.EMPTY_PROGRAM, way.target)
         else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 TYPED = "tp_btf"
 RAW = "raw_tp"
+NETFILTER = "nf_link"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +18,10 @@ class Way:
     """One way to attach a hook; the first of a hook's ways is the preferred one."""
 
     kind: str
-    """`tp_btf` (typed tracepoint, 5.5+: f1b9509c2fb0) or `raw_tp` (4.17+: c4f6699dfcb8)."""
+    """`tp_btf` (typed tracepoint, 5.5+: f1b9509c2fb0), `raw_tp` (4.17+: c4f6699dfcb8) or
+    `nf_link` (netfilter program, 6.4+: fd9c663b9ad6)."""
     target: str
-    """Tracepoint name."""
+    """Tracepoint name; for netfilter, which hooks."""
     costs: str = ""
     """What this way loses or costs compared with the preferred one."""
 
@@ -33,11 +35,20 @@ class Hook:
     ways: tuple[Way, ...]
     commands: tuple[str, ...]
     """Commands that use it."""
+    optional: bool = False
+    """The command is still of use without it."""
 
     @property
     def program(self) -> str:
-        """Name of its BPF function and source file."""
+        """Name of its source file."""
         return self.name.replace("-", "_")
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of its BPF functions."""
+        if self.ways[0].kind == NETFILTER:
+            return ("nf_enter", "nf_leave")
+        return (self.program,)
 
 
 def _tracepoint(target: str) -> tuple[Way, ...]:
@@ -52,19 +63,58 @@ HOOKS = (
         "skb-drop",
         "every packet freed because it died: reason, place, stack",
         _tracepoint("kfree_skb"),
-        ("drops", "flows"),
+        ("drops", "flows", "trace"),
     ),
     Hook(
         "dev-xmit",
         "packets a pod sends, at its device",
         _tracepoint("net_dev_start_xmit"),
-        ("flows",),
+        ("flows", "trace"),
     ),
     Hook(
         "dev-rx",
         "packets a pod receives, at its device",
         _tracepoint("netif_receive_skb"),
-        ("flows",),
+        ("flows", "trace"),
+    ),
+    Hook(
+        "dev-queue",
+        "packets handed to a device's transmit queue",
+        _tracepoint("net_dev_queue"),
+        ("trace",),
+    ),
+    Hook(
+        "netif-rx",
+        "packets put into a CPU's backlog, as a veth does",
+        _tracepoint("netif_rx"),
+        ("trace",),
+    ),
+    Hook(
+        "nf-hook",
+        "packets that enter and leave each netfilter hook: verdict, NAT, marks, conntrack",
+        (Way(NETFILTER, "ip, ip6"),),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
+        "tcp-receive",
+        "segments taken by an established TCP connection",
+        _tracepoint("tcp_probe"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
+        "sock-copied",
+        "packets copied to an application",
+        _tracepoint("skb_copy_datagram_iovec"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
+        "skb-consumed",
+        "packets done with in good order",
+        _tracepoint("consume_skb"),
+        ("trace",),
     ),
 )
 

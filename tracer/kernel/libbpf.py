@@ -15,11 +15,15 @@ from tracer.errors import TracerError
 
 BPF_PROG_TYPE_RAW_TRACEPOINT = 17
 BPF_PROG_TYPE_TRACING = 26
+BPF_PROG_TYPE_NETFILTER = 32
 BPF_TRACE_RAW_TP = 23
+BPF_NETFILTER = 45
 LOG_BYTES = 1 << 18
 
 # mov r0, 0; exit
 EMPTY_PROGRAM = bytes.fromhex("b7000000000000009500000000000000")
+# mov r0, NF_ACCEPT; exit
+ACCEPTING_PROGRAM = bytes.fromhex("b7000000010000009500000000000000")
 
 
 class ProgLoadOpts(ct.Structure):
@@ -94,6 +98,12 @@ def load_typed(name: str, instructions: bytes, tracepoint: str) -> int:
         attach_btf_id=btf_id,
     )
     return _load(BPF_PROG_TYPE_TRACING, name, instructions, opts)
+
+
+def load_netfilter(name: str, instructions: bytes) -> int:
+    """Load a BPF_PROG_TYPE_NETFILTER program (6.4: fd9c663b9ad6); its fd. Raises OSError."""
+    opts = ProgLoadOpts(sz=ct.sizeof(ProgLoadOpts), expected_attach_type=BPF_NETFILTER)
+    return _load(BPF_PROG_TYPE_NETFILTER, name, instructions, opts)
 
 
 def _load(kind: int, name: str, instructions: bytes, opts: ProgLoadOpts) -> int:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracer.errors import TracerError
 from tracer.kernel.program import Attached, MapInfo, Program
@@ -31,24 +31,51 @@ class Loaded:
     maps: Mapping[str, tuple[MapInfo, int]]
     """Name → (layout, fd)."""
     attached: tuple[Attached, ...]
-    program_fds: Mapping[str, int]
-    """Hook → program fd."""
-    link_fds: list[int]
+    missing: tuple[str, ...]
+    """Optional hooks that could not be attached, and why."""
+    programs: Mapping[str, int]
+    """BPF function → program fd."""
+    links: list[int]
     drop_reasons: Mapping[int, str]
     """Value of enum skb_drop_reason → name; empty where the kernel has none."""
     warnings: tuple[str, ...]
 
+    @property
+    def degraded(self) -> bool:
+        """Whether a hook is missing or attached in another way than the best."""
+        return bool(self.missing) or any(way.refused for way in self.attached)
+
     def detach(self) -> None:
         """No event and no count comes after this; maps stay readable."""
-        while self.link_fds:
-            os.close(self.link_fds.pop())
+        while self.links:
+            os.close(self.links.pop())
 
     def close(self) -> None:
         """Detach and give everything back to the kernel."""
         self.detach()
-        for fd in (*self.program_fds.values(), *(fd for _, fd in self.maps.values())):
+        for fd in (*self.programs.values(), *(fd for _, fd in self.maps.values())):
             os.close(fd)
-        self.program_fds, self.maps = {}, {}
+        self.programs, self.maps = {}, {}
+
+
+def _loaded(answer: dict[str, Any], descriptors: list[int]) -> Loaded:
+    maps = [MapInfo(**info) for info in answer["maps"]]
+    held = dict(zip(answer["held"], descriptors[len(maps) :], strict=True))
+    return Loaded(
+        maps={info.name: (info, fd) for info, fd in zip(maps, descriptors, strict=False)},
+        attached=tuple(
+            Attached(**{**way, "refused": tuple(way["refused"])}) for way in answer["attached"]
+        ),
+        missing=tuple(answer["missing"]),
+        programs={
+            name.removeprefix("program:"): fd
+            for name, fd in held.items()
+            if name.startswith("program:")
+        },
+        links=[fd for name, fd in held.items() if name.startswith("link:")],
+        drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
+        warnings=tuple(answer["warnings"]),
+    )
 
 
 class Loader:
@@ -79,19 +106,7 @@ class Loader:
             self.cancel()
         if "error" in answer:
             raise TracerError(answer["error"], answer["hint"])
-        maps = [MapInfo(**info) for info in answer["maps"]]
-        attached = tuple(
-            Attached(**{**way, "refused": tuple(way["refused"])}) for way in answer["attached"]
-        )
-        rest = descriptors[len(maps) :]
-        return Loaded(
-            maps={info.name: (info, fd) for info, fd in zip(maps, descriptors, strict=False)},
-            attached=attached,
-            program_fds={way.hook: fd for way, fd in zip(attached, rest[::2], strict=True)},
-            link_fds=rest[1::2],
-            drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
-            warnings=tuple(answer["warnings"]),
-        )
+        return _loaded(answer, descriptors)
 
     def cancel(self) -> None:
         """Stop the worker if it still runs; what it loaded goes with it."""
@@ -99,7 +114,7 @@ class Loader:
         self._worker.wait()
         self._socket.close()
 
-    def _receive(self) -> tuple[dict, list[int]]:  # type: ignore[type-arg]
+    def _receive(self) -> tuple[dict[str, Any], list[int]]:
         try:
             size, descriptors, _, _ = socket.recv_fds(self._socket, 4, MAX_DESCRIPTORS)
             expected = int.from_bytes(size, "little")

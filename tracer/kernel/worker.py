@@ -22,13 +22,13 @@ from tracer.errors import TracerError
 from tracer.kernel import libbpf
 from tracer.kernel.headers import KernelTypes, ensure
 from tracer.kernel.hook_probe import refusal
-from tracer.kernel.hooks import HOOKS, TYPED, Hook, Way
+from tracer.kernel.hooks import HOOKS, NETFILTER, RAW, TYPED, Hook, Way
 from tracer.kernel.program import Attached, MapInfo, Program
 from tracer.kernel.source import splice
 from tracer.layout import bpf_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 BCC_HINT = "Debian/Ubuntu: apt-get install python3-bpfcc; Fedora/RHEL: dnf install python3-bcc"
 
@@ -154,39 +154,69 @@ class Object:
         ]
 
 
-def _attach(built: Object, hook: Hook, way: Way) -> tuple[int, int]:
-    """Load and attach one hook; returns (program fd, link fd). Raises OSError."""
-    if way.kind == TYPED:
-        code = built.instructions(hook.program)
-        program_fd = libbpf.load_typed(hook.program, code, way.target)
-        return program_fd, libbpf.attach_raw_tracepoint(program_fd)
-    program_fd = built.load_raw(hook.program)
-    return program_fd, libbpf.attach_raw_tracepoint(program_fd, way.target)
+def _attach(built: Object, hook: Hook, way: Way) -> dict[str, int]:
+    """Load and attach one hook; `program:` and `link:` of each function → fd. Raises OSError."""
+    held: dict[str, int] = {}
+    try:
+        for function in hook.functions:
+            held[f"program:{function}"] = fd = _load_function(built, function, way)
+            if way.kind != NETFILTER:  # attached namespace by namespace, by the session
+                target = None if way.kind == TYPED else way.target
+                held[f"link:{function}"] = libbpf.attach_raw_tracepoint(fd, target)
+    except OSError:
+        _close(held)
+        raise
+    return held
+
+
+def _load_function(built: Object, function: str, way: Way) -> int:
+    if way.kind == RAW:
+        return built.load_raw(function)
+    code = built.instructions(function)
+    if way.kind == NETFILTER:
+        return libbpf.load_netfilter(function, code)
+    return libbpf.load_typed(function, code, way.target)
+
+
+def _close(held: Mapping[str, int]) -> None:
+    for fd in held.values():
+        os.close(fd)
+
+
+def _choose_all(program: Program) -> tuple[dict[Hook, tuple[Way, list[str]]], list[str]]:
+    """Each hook of `program` with its way, and what is said of the optional ones without any."""
+    chosen: dict[Hook, tuple[Way, list[str]]] = {}
+    missing: list[str] = []
+    for hook in HOOKS:
+        if hook.name not in program.hooks:
+            continue
+        try:
+            chosen[hook] = _choose(hook, program.attach.get(hook.name))
+        except TracerError as error:
+            if not hook.optional:
+                raise
+            missing.append(error.message)
+    return chosen, missing
 
 
 def _load(program: Program) -> tuple[dict[str, Any], list[int]]:
-    """Compile, load and attach; a typed program that the verifier refuses goes raw."""
+    """Compile, load and attach; a hook whose program the verifier refuses goes its next way."""
     types = ensure()
-    hooks = [hook for hook in HOOKS if hook.name in program.hooks]
-    chosen = {hook.name: _choose(hook, program.attach.get(hook.name)) for hook in hooks}
+    chosen, missing = _choose_all(program)
     while True:
-        ways = {name: way for name, (way, _) in chosen.items()}
-        text = splice(bpf_dir(), [hook.program for hook in hooks], program.pcap_match)
+        ways = {hook.name: way for hook, (way, _) in chosen.items()}
+        text = splice(bpf_dir(), [hook.program for hook in chosen], program.pcap_match)
         built = Object(text, _flags(program, ways, types), types)
-        attached: list[Attached] = []
-        descriptors: list[int] = []
-        for hook in hooks:
-            way, refused = chosen[hook.name]
+        held: dict[str, int] = {}
+        for hook, (way, refused) in chosen.items():
             try:
-                descriptors += _attach(built, hook, way)
+                held |= _attach(built, hook, way)
             except OSError as error:
-                chosen[hook.name] = _next_way(hook, way, [*refused, f"{way.kind}: {error}"])
+                chosen[hook] = _next_way(hook, way, [*refused, f"{way.kind}: {error}"])
                 break
-            attached.append(Attached(hook.name, way.kind, way.target, way.costs, tuple(refused)))
         else:
-            return _answer(built, attached, descriptors, types)
-        for descriptor in descriptors:
-            os.close(descriptor)
+            return _answer(built, chosen, held, types, missing)
+        _close(held)
 
 
 def _next_way(hook: Hook, failed: Way, refused: list[str]) -> tuple[Way, list[str]]:
@@ -200,16 +230,25 @@ def _next_way(hook: Hook, failed: Way, refused: list[str]) -> tuple[Way, list[st
 
 
 def _answer(
-    built: Object, attached: list[Attached], descriptors: list[int], types: KernelTypes
+    built: Object,
+    chosen: Mapping[Hook, tuple[Way, list[str]]],
+    held: Mapping[str, int],
+    types: KernelTypes,
+    missing: list[str],
 ) -> tuple[dict[str, Any], list[int]]:
     maps = built.maps()
     answer = {
         "maps": [asdict(info) for info, _ in maps],
-        "attached": [asdict(way) for way in attached],
+        "held": list(held),
+        "attached": [
+            asdict(Attached(hook.name, way.kind, way.target, way.costs, tuple(refused)))
+            for hook, (way, refused) in chosen.items()
+        ],
+        "missing": missing,
         "drop_reasons": {str(value): name for value, name in types.drop_reasons.items()},
         "warnings": list(types.warnings),
     }
-    return answer, [fd for _, fd in maps] + descriptors
+    return answer, [fd for _, fd in maps] + list(held.values())
 
 
 def main() -> None:
