@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,25 @@ from lab import topology as lab_topology
 from lab.shell import until
 
 LOCK = Path("/run/tracer-tests.lock")
+WAIT_S = 600
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _alone():
     if os.geteuid() != 0:
         pytest.exit("functional tests need root: sudo scripts/test", 2)
+    lab_leftovers.mark()
     with LOCK.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pytest.exit(f"another functional test run holds {LOCK}", 2)
+        until(lambda: _is_locked(lock), f"another functional test run ends ({LOCK})", WAIT_S)
         yield
+
+
+def _is_locked(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -71,4 +79,7 @@ def nothing_left():
     """The test leaves no BPF object, nft rule, namespace or pin that was not there before."""
     before = lab_leftovers.listing()
     yield
-    until(lambda: not lab_leftovers.added(before), "the kernel is as it was before", 3)
+    end = time.monotonic() + 3
+    while left := lab_leftovers.added(before):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)

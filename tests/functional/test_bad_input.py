@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -85,21 +87,39 @@ def test_doctor_and_hooks_without_root(as_nobody):
         assert done.out
 
 
-def test_missing_bcc(tmp_path, cri_env):
-    """A `bcc` that cannot be imported, as on a node without python3-bpfcc."""
-    (tmp_path / "bcc.py").write_text(
-        "raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')"
+def with_mounted(source, target, *arguments, env):
+    """Run tracer where `source` hides `target`, for this one process and its children only."""
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(source), str(target)]
+    done = subprocess.run(
+        [*command, *runner.tracer(*arguments)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **env},
+        check=False,
     )
-    done = runner.finish("drops", env={**cri_env, "PYTHONPATH": str(tmp_path)})
+    return runner.Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_missing_bcc(tmp_path, cri_env):
+    """An environment made without --system-site-packages, or a node without python3-bpfcc."""
+    settings = Path(sys.prefix, "pyvenv.cfg")
+    isolated = tmp_path / "pyvenv.cfg"
+    isolated.write_text(
+        settings.read_text().replace("system-site-packages = true", "system-site-packages = false")
+    )
+    assert isolated.read_text() != settings.read_text()
+    done = with_mounted(isolated, settings, "drops", env=cri_env)
     is_told(done, "bcc")
-    assert "bpfcc" in done.err
+    assert "python3-bpfcc" in done.err
 
 
 def test_pypi_bcc(tmp_path, cri_env):
     """PyPI's `bcc` is another thing: it imports, and has nothing of ours."""
-    (tmp_path / "bcc").mkdir()
-    (tmp_path / "bcc" / "__init__.py").write_text("")
-    is_told(runner.finish("drops", env={**cri_env, "PYTHONPATH": str(tmp_path)}), "bcc")
+    (tmp_path / "__init__.py").write_text("")
+    real = importlib.util.find_spec("bcc").submodule_search_locations[0]
+    is_told(with_mounted(tmp_path, real, "drops", env=cri_env), "bcc")
 
 
 @pytest.mark.parametrize("command", ["drops", "flows"])
@@ -198,7 +218,9 @@ def wait_until_known(live, pod, web):
         record = watch.expect(1, {"type": "drop", "dst.port": port})[0]
         if record.get("k8s.src.pod.name") == pod.name:
             return
-    raise AssertionError(f"{pod.key} stayed unknown: {record}")
+    known = runner.finish("pods", "-a", "-o", "json").out.splitlines()
+    holders = [line for line in known if f'"{pod.ip4}"' in line]
+    raise AssertionError(f"{pod.key} stayed unknown; {pod.ip4} is told of {holders}; {live.err}")
 
 
 def test_containerd_is_not_there_at_all(cluster, cri_env):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from datetime import datetime
 
 import pytest
 from lab import namespaces, runner
@@ -130,6 +131,41 @@ def test_drops_by_reason(cluster, flows):
         assert record["drop.reason"] == "NETFILTER_DROP"
         assert record["drop.location"].startswith("nft_do_chain+")
         assert runner.matches(record, owner(client, "egress"))
+
+
+def test_drop_in_the_receiving_pod(cluster, flows):
+    """Charged to the receiver as its ingress; both ends named right."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with flows() as live:
+        send_udp(client.where, (web.ip4, port), 31)
+        done = live.stop()
+    wanted = {"verdict": "dropped", "dst.port": port, "drop.reason": "NO_SOCKET"}
+    lost = [r for r in done.records if runner.matches(r, wanted)]
+    assert sum(record["packets"] for record in lost) == 31
+    right = owner(web, "ingress") | source(client) | destination(web)
+    assert all(runner.matches(record, right) for record in lost), lost
+
+
+def test_first_and_last_time(cluster, flows):
+    """Seven datagrams over 0.6 s, in one interval."""
+    port, client = new_port(), cluster.client
+    with flows("--interval", "1m") as live, udp_listener(cluster.web.where, port):
+        began_s = time.time()
+        with client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(7):
+                sender.sendto(b"x", (cluster.web.ip4, port))
+                time.sleep(0.1)
+        done = live.stop()
+    about = {"dst.port": port} | owner(client, "egress")
+    record = next(r for r in done.records if runner.matches(r, about))
+    first_s, last_s = (unix_s(record[name]) for name in ("time", "end_time"))
+    assert abs(first_s - began_s) < 0.1
+    assert 0.55 < last_s - first_s < 1
+
+
+def unix_s(text):
+    """Seconds of a record's time; nanoseconds are more digits than fromisoformat takes."""
+    return datetime.fromisoformat(f"{text[:26]}+00:00").timestamp()
 
 
 def test_selection_leaves_others_out(cluster, flows):

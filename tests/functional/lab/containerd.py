@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 from contextlib import closing, suppress
@@ -103,11 +104,18 @@ def write_image(path: Path) -> None:
             tar.addfile(entry, io.BytesIO(body))
 
 
+def _is_served(path: Path) -> bool:
+    """Whether a process listens there; a file that a killed one left does not count."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 class Containerd:
     """One containerd process; `socket` is where its CRI answers once it is started."""
 
     def __init__(self) -> None:
-        self.socket = STATE / "containerd.sock" if DEFAULT_SOCKET.exists() else DEFAULT_SOCKET
+        taken = _is_served(DEFAULT_SOCKET)
+        self.socket = STATE / "containerd.sock" if taken else DEFAULT_SOCKET
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -167,6 +175,8 @@ class Containerd:
             self._process.terminate()
             self._process.wait(20)
             self._process = None
+            for path in (self.socket, Path(f"{self.socket}.ttrpc")):
+                path.unlink(missing_ok=True)
 
 
 def sweep() -> None:
@@ -178,7 +188,6 @@ def sweep() -> None:
         if str(STATE / "config.toml") in old.cmdline():
             old.kill()
             old.wait(10)
-            Path(DEFAULT_SOCKET).unlink(missing_ok=True)
     again = Containerd()
     again.prepare()
     again.start()
