@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* The flow plane: one count per packet and pod device. */
-#ifndef TRACER_FLOW_H
+#if defined(WITH_FLOWS) && !defined(TRACER_FLOW_H)
 #define TRACER_FLOW_H
 
 #define IFF_LOOPBACK 8

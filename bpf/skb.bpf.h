@@ -44,6 +44,18 @@
  */
 #define LOAD(expression) (typed ? (expression) : READ(expression))
 
+/* Copy the first of `bytes`, at most `room`; returns how many. */
+static __always_inline __u32 copy_packet(__u8 *to, __u32 room, const void *from, __u64 bytes)
+{
+	if (bytes > room)
+		bytes = room;
+	/* Hide what the compiler knows: the verifier must see the bound on this very register. */
+	asm volatile("" : "+r"(bytes));
+	if (bytes > room || bpf_probe_read_kernel(to, bytes, from))
+		return 0;
+	return bytes;
+}
+
 struct place {
 	__u32 netns;
 	__u32 ifindex;

@@ -6,7 +6,7 @@
  * A packet is known by the address of its data (skb->head), which a veth crossing, NAT and clones
  * keep, together with its signature: addresses come back for other packets within microseconds.
  */
-#ifndef TRACER_TRACE_H
+#if defined(WITH_TRACE) && !defined(TRACER_TRACE_H)
 #define TRACER_TRACE_H
 
 #define DATAREF_MASK 0xffff
@@ -53,10 +53,7 @@ static __always_inline int filter_accepts(struct sight *sight)
 		__builtin_memset(frame->packet, 0, L2_BYTES);
 	frame->packet[12] = sight->tuple.ethertype >> 8;
 	frame->packet[13] = sight->tuple.ethertype;
-	if (bytes > PACKET_BYTES - L2_BYTES)
-		bytes = PACKET_BYTES - L2_BYTES;
-	if (bpf_probe_read_kernel(frame->packet + L2_BYTES, bytes, sight->l3))
-		bytes = 0;
+	bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES, sight->l3, bytes);
 	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
 #else
 	return 1;
@@ -146,7 +143,6 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, i
 static __always_inline void describe(int typed, struct sight *sight, struct hop_event *event)
 {
 	struct skb_shared_info *shared = sight->head + LOAD(sight->skb->end);
-	__u32 bytes = sight->linear_bytes;
 	__u16 mac = LOAD(sight->skb->mac_header);
 
 	event->time_ns = bpf_ktime_get_boot_ns();
@@ -172,11 +168,8 @@ static __always_inline void describe(int typed, struct sight *sight, struct hop_
 		event->has_mac = 1;
 	event->packet[12] = sight->tuple.ethertype >> 8;
 	event->packet[13] = sight->tuple.ethertype;
-	if (bytes > SNAPLEN - L2_BYTES)
-		bytes = SNAPLEN - L2_BYTES;
-	if (bpf_probe_read_kernel(event->packet + L2_BYTES, bytes, sight->l3))
-		bytes = 0;
-	event->captured_bytes = L2_BYTES + bytes;
+	event->captured_bytes = L2_BYTES + copy_packet(event->packet + L2_BYTES, SNAPLEN - L2_BYTES,
+						       sight->l3, sight->linear_bytes);
 }
 
 /* Tell of a packet at `hop`, if it is followed; returns the event to add to and submit. */

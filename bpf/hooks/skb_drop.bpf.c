@@ -40,10 +40,8 @@ static __always_inline void capture(int typed, const struct sk_buff *skb, struct
 	event->packet[12] = protocol & 0xff;
 	event->packet[13] = protocol >> 8;
 	l3_bytes = end > network ? end - network : 0;
-	if (l3_bytes > PACKET_BYTES - L2_BYTES)
-		l3_bytes = PACKET_BYTES - L2_BYTES;
-	if (bpf_probe_read_kernel(event->packet + L2_BYTES, l3_bytes, head + network))
-		l3_bytes = 0;
+	l3_bytes = copy_packet(event->packet + L2_BYTES, PACKET_BYTES - L2_BYTES, head + network,
+			       l3_bytes);
 	event->captured_bytes = L2_BYTES + l3_bytes;
 	__builtin_memset(&event->tuple, 0, sizeof(event->tuple));
 	event->tuple.ethertype = bpf_ntohs(protocol);

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMON = ("config.h", "kernel.h", "event.h", "skb.bpf.h", "maps.bpf.h", "select.bpf.h")
+PLANES = ("flow.bpf.h", "trace.bpf.h")
 
 
 def splice(bpf: Path, programs: Iterable[str], pcap_match: str = "") -> str:
@@ -20,12 +21,10 @@ def splice(bpf: Path, programs: Iterable[str], pcap_match: str = "") -> str:
 
     `pcap_match` is the C text of the user's filter (see `pcap.compile_filter`), or empty.
     """
-    programs = list(programs)
     parts = [_file(bpf, name) for name in COMMON]
     if pcap_match:
         parts.append(f'#line 1 "pcap filter"\n{pcap_match}\n')
-    if any(program.startswith("dev_") for program in programs):
-        parts.append(_file(bpf, "flow.bpf.h"))
+    parts += [_file(bpf, name) for name in PLANES]
     parts += [_file(bpf, f"hooks/{program}.bpf.c") for program in programs]
     return "".join(parts)
 
