@@ -35,7 +35,7 @@
 #define DROP_KEYS 8192 /* pods x reasons x locations; one value per CPU each */
 #endif
 #ifndef DROP_RATE
-#define DROP_RATE 1000 /* drops shown a second and reason; 0: all */
+#define DROP_RATE 1000 /* drops shown a second, reason and netns; 0: all */
 #endif
 #ifndef MAX_FLOWS
 #define MAX_FLOWS 65536 /* IPv4 flows per interval */

@@ -98,7 +98,12 @@ struct drop_count {
 	__u64 shown; /* sent through the ring buffer */
 };
 
-/* One second's worth of shown drops of one reason. */
+/* One second's worth of shown drops of one reason in one place. */
+struct drop_limit_key {
+	__u32 reason;
+	__u32 netns;
+};
+
 struct drop_limit {
 	__u64 window; /* CLOCK_BOOTTIME second */
 	__u64 shown;

@@ -31,7 +31,7 @@ BPF_PERCPU_ARRAY(scratch, struct drop_event, 1);
 #ifdef WITH_DROP_EVENTS
 BPF_RINGBUF_OUTPUT(drop_events, RING_PAGES);
 BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts, DROP_KEYS);
-BPF_TABLE("hash", __u32, struct drop_limit, drop_limits, 512);
+BPF_TABLE("lru_hash", struct drop_limit_key, struct drop_limit, drop_limits, 4096);
 #endif
 
 #ifdef WITH_TRACE

@@ -140,18 +140,19 @@ static __always_inline int locate(int typed, const struct sk_buff *skb, const st
 }
 
 #ifdef WITH_DROP_EVENTS
-/* At most DROP_RATE events a second and reason, so that a flood hides nothing rare. Two CPUs
- * may open a window at once: the limit is soft, the counts are not. */
-static __always_inline int may_show(__u32 reason, __u64 now_ns)
+/* At most DROP_RATE events a second, reason and network namespace, so that a flood hides nothing
+ * rare and no one else's. Two CPUs may open a window at once: the limit is soft, counts are not. */
+static __always_inline int may_show(const struct drop_event *event)
 {
-	struct drop_limit first = {.window = now_ns / 1000000000, .shown = 1};
+	struct drop_limit_key key = {.reason = event->reason, .netns = event->netns};
+	struct drop_limit first = {.window = event->time_ns / 1000000000, .shown = 1};
 	struct drop_limit *limit;
 
 	if (!DROP_RATE)
 		return 1;
-	limit = drop_limits.lookup(&reason);
+	limit = drop_limits.lookup(&key);
 	if (!limit) {
-		drop_limits.update(&reason, &first);
+		drop_limits.update(&key, &first);
 		return 1;
 	}
 	if (limit->window != first.window) {
@@ -198,7 +199,7 @@ static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
 	}
 	count->packets += 1;
 	count->bytes += event->bytes;
-	if (!may_show(event->reason, event->time_ns))
+	if (!may_show(event))
 		return;
 	event->skb = (__u64)skb;
 	event->mark = READ(skb->mark);

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 DIRECTIONS = {1: "egress", 2: "ingress"}
 """enum direction of bpf/event.h in the names of the records."""
 
+TRACEPOINT_GLUE = ("bpf_trace_run", "__bpf_trace_", "__traceiter_")
+OWN_FRAMES = 8
+"""How deep the glue can stand: a program, its subprograms, the glue's two functions."""
+
 NODE = "node"
 """`netns.name` of the node's own network namespace."""
 
@@ -102,6 +106,12 @@ def direction_of(event: np.void, charged: Pod | None, packet: Record) -> str:
     return "ingress" if received == in_pod else "egress"
 
 
+def _own_frames_cut(stack: list[str]) -> list[str]:
+    """Leave out what stands there because we look: our program and the tracepoint's glue."""
+    ours = [at for at, frame in enumerate(stack[:OWN_FRAMES]) if frame.startswith(TRACEPOINT_GLUE)]
+    return stack[ours[-1] + 1 :] if ours else stack
+
+
 def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -> Record:
     """One `struct drop_event` as a flat record, without its explanation."""
     node = context.node
@@ -109,7 +119,7 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     packet = parse(int(event["tuple"]["ethertype"]), packet_bytes[layout().constants["L2_BYTES"] :])
     charged = owner(node, event)
     direction = direction_of(event, charged, packet)
-    stack = [context.symbol(int(address)) for address in event["stack"] if address]
+    stack = _own_frames_cut([context.symbol(int(address)) for address in event["stack"] if address])
     location = context.symbol(int(event["location"]))
     record: Record = {
         "type": "drop",

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=DEFAULT_RATE,
         metavar="N",
-        help="show at most N drops a second and reason, counting all; 0: show all"
+        help="show at most N drops a second, reason and netns, counting all; 0: show all"
         " (default: %(default)s)",
     )
     group.add_argument("-c", "--count", type=options.positive("--count"), metavar="N",

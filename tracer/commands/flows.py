@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tracer.analysis.flows import flow_drop_records, flow_records, other_records
 from tracer.commands import options
 from tracer.errors import ExitCode
@@ -86,13 +88,19 @@ class Flows:
         self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
+        self._held = self._flows.turn()
         self._begin_ns = time.time_ns()
         self._told_losses: dict[str, int] = {}
         self.flows = self.packets = 0
 
-    def write(self) -> None:
-        """Write everything counted since the last call."""
+    def write(self, *, last: bool = False) -> None:
+        """Write everything counted since the last call.
+
+        Flows of a namespace that nobody has named yet wait for the next call, unless it is the
+        `last`: a pod's first packets are often faster than word of the pod.
+        """
         flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
+        flows = self._hold_unnamed(*flows, last=last)
         end_ns = time.time_ns()
         context = self._session.context()
         records = flow_records(*flows, context)
@@ -103,8 +111,25 @@ class Flows:
         self.packets += sum(r["packets"] for r in records if r["verdict"] == "forwarded")
         self._sink.write(records)
         self._tell_losses()
-        if any(key not in context.node.namespaces for key in set(flows[0]["netns"].tolist())):
-            self._session.inventory.poke()
+
+    def _hold_unnamed(
+        self, keys: np.ndarray, counts: np.ndarray, *, last: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What to write now: all that was held, and of the new what has a name."""
+        inventory = self._session.inventory
+        known = np.fromiter(inventory.node.namespaces, np.uint32)
+        unnamed = ~np.isin(keys["netns"], known)
+        if unnamed.any() and last:
+            inventory.scan()
+        elif unnamed.any():
+            inventory.poke()
+        hold = unnamed & (not last)
+        held_keys, held_counts = self._held
+        self._held = keys[hold], counts[hold]
+        return (
+            np.concatenate((held_keys, keys[~hold])),
+            np.concatenate((held_counts, counts[~hold])),
+        )
 
     def _tell_losses(self) -> None:
         losses = self._session.losses()
@@ -139,7 +164,7 @@ def run(args: argparse.Namespace) -> ExitCode:
                 flows.write()
                 due_s += args.interval
         session.loaded.detach()
-        flows.write()
+        flows.write(last=True)
     sink.close()
     say(f"{flows.flows} flow records, {flows.packets} packets")
     return ExitCode.PARTIAL if flows.lost or session.loaded.degraded else ExitCode.DONE

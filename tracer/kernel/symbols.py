@@ -1,39 +1,76 @@
-"""Kernel addresses → `symbol+0xoffset`, from /proc/kallsyms."""
+"""Kernel addresses → `symbol+0xoffset`, from /proc/kallsyms and /proc/modules."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 
 KALLSYMS = Path("/proc/kallsyms")
+MODULES = Path("/proc/modules")
 FUNCTION_KINDS = b"tTwW"
+AGAIN_S = 1.0
+"""Least time between two readings: an address of no known text asks for one."""
 
 
 class Symbols:
-    """All functions of the kernel and its modules, sorted by address; ~10 MB for 120,000."""
+    """All functions of the kernel and its modules, sorted by address; ~10 MB for 120,000.
 
-    def __init__(self, path: Path = KALLSYMS) -> None:
-        """Read the table. Without CAP_SYSLOG the kernel shows zeros: then it stays empty."""
+    Modules come and go while we run: an address outside of all text known so far makes it read
+    both files once more. What belongs to no text then (a BPF program, say) stays a number.
+    """
+
+    def __init__(self, kallsyms: Path = KALLSYMS, modules: Path = MODULES) -> None:
+        """Read the tables. Without CAP_SYSLOG the kernel shows zeros: then they stay empty."""
+        self._kallsyms, self._modules = kallsyms, modules
+        self._addresses = np.empty(0, np.uint64)
+        self._names = np.empty(0, "S1")
+        self._text: list[tuple[int, int]] = []
+        self._read_s = 0.0
+        self._read()
+
+    def _read(self) -> None:
         addresses: list[int] = []
         names: list[bytes] = []
-        for line in path.read_bytes().splitlines():
+        for line in self._kallsyms.read_bytes().splitlines():
             address, kind, name = line.split(None, 2)
             if kind in FUNCTION_KINDS and address.strip(b"0"):
                 addresses.append(int(address, 16))
                 names.append(name)
-        self._addresses = np.array(addresses, np.uint64)
-        order = np.argsort(self._addresses, kind="stable")
-        self._addresses = self._addresses[order]
-        self._names = np.array(names, dtype=bytes if not names else None)[order]
+        unsorted = np.array(addresses, np.uint64)
+        order = np.argsort(unsorted, kind="stable")
+        self._addresses = unsorted[order]
+        self._names = np.array(names or [b""])[order] if names else np.empty(0, "S1")
+        ends = dict(zip(names, addresses, strict=True))
+        self._text = (
+            [(ends[b"_stext"], ends[b"_etext"])] if {b"_stext", b"_etext"} <= ends.keys() else []
+        )
+        self._text += self._module_text()
+        self._read_s = time.monotonic()
+
+    def _module_text(self) -> list[tuple[int, int]]:
+        """[base, base + size) of every module (`name size refs by state 0xbase`)."""
+        try:
+            lines = self._modules.read_text().splitlines()
+        except OSError:  # a kernel without modules
+            return []
+        rows = [line.split() for line in lines]
+        return [(int(row[5], 16), int(row[5], 16) + int(row[1])) for row in rows]
 
     def __len__(self) -> int:
         return len(self._addresses)
 
+    def _in_text(self, address: int) -> bool:
+        # Before the bounds of the kernel's text were in kallsyms, any symbol will do.
+        return not self._text or any(begin <= address < end for begin, end in self._text)
+
     def name(self, address: int) -> str:
         """`symbol+0xoffset` (with ` [module]`), or the bare address when nothing is known."""
+        if not self._in_text(address) and time.monotonic() - self._read_s > AGAIN_S:
+            self._read()
         index = int(np.searchsorted(self._addresses, np.uint64(address), side="right")) - 1
-        if index < 0:
+        if index < 0 or not self._in_text(address):
             return f"0x{address:x}"
         offset = address - int(self._addresses[index])
         symbol, _, module = self._names[index].decode().partition("\t")
