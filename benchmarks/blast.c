@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pod-to-pod traffic as fast as it goes without the loss of one packet: the window that is
- * under way fits the receiver's queue.
+ * Pod-to-pod traffic as fast as one CPU makes it, without the loss of one packet.
  *
  *   blast MODE SENDER_NETNS RECEIVER_NETNS RECEIVER_ADDRESS MILLISECONDS
  *
- *   udp          sender on CPU 0, receiver on CPU 1, woken by what comes: two busy pods
- *   udp-one-cpu  one thread sends a burst and takes it out again: nothing but the packet's way,
- *                the least that a packet can cost, and so the hardest measure of overhead
- *   tcp          one thread moves a stream
+ *   udp     one thread sends a burst and takes it out again: nothing but the packets' way, the
+ *           least that a packet can cost, and so the hardest measure of overhead
+ *   udp-rr  request and response between two threads: each packet wakes somebody, as pods do
+ *   tcp     one thread moves a stream
  *
  * prints "UNITS BYTES ELAPSED_NS": units are datagrams of 64 bytes, or reads of the stream.
  */
@@ -20,7 +19,6 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +30,6 @@
 
 #define PAYLOAD_BYTES 64
 #define BURST 32
-#define WINDOW 128
 #define PORT 9
 
 static char buffer[1 << 18];
@@ -80,7 +77,17 @@ static void alone(void)
 		warn("no real-time priority");
 }
 
-static void udp_one_cpu(int sender, int receiver, uint64_t for_ns)
+static void pin_to_first_cpu(void)
+{
+	cpu_set_t first;
+
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	if (sched_setaffinity(0, sizeof(first), &first))
+		err(2, "cpu 0");
+}
+
+static void udp(int sender, int receiver, uint64_t for_ns)
 {
 	uint64_t start = now_ns(), end, packets = 0;
 
@@ -92,44 +99,36 @@ static void udp_one_cpu(int sender, int receiver, uint64_t for_ns)
 	printf("%lu %lu %lu\n", packets, packets * PAYLOAD_BYTES, end - start);
 }
 
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		err(2, "cpu %d", cpu);
-}
-
-static atomic_ulong received;
-
-static void *receive(void *receiver)
+static void *answer(void *receiver)
 {
 	static char taken[PAYLOAD_BYTES];
+	struct sockaddr_in from;
+	socklen_t length;
 
-	pin(1);
-	for (;;)
-		if (recv((int)(intptr_t)receiver, taken, sizeof(taken), 0) == PAYLOAD_BYTES)
-			received++;
+	for (;;) {
+		length = sizeof(from);
+		if (recvfrom((int)(intptr_t)receiver, taken, sizeof(taken), 0,
+			     (struct sockaddr *)&from, &length) > 0)
+			sendto((int)(intptr_t)receiver, taken, sizeof(taken), 0,
+			       (struct sockaddr *)&from, length);
+	}
 	return NULL;
 }
 
-static void udp(int sender, int receiver, uint64_t for_ns)
+/* The answering thread inherits CPU and priority. */
+static void udp_rr(int sender, int receiver, uint64_t for_ns)
 {
 	uint64_t start, end, packets = 0;
 	pthread_t thread;
 
-	if (pthread_create(&thread, NULL, receive, (void *)(intptr_t)receiver))
+	if (pthread_create(&thread, NULL, answer, (void *)(intptr_t)receiver))
 		errx(2, "no thread");
 	start = now_ns();
 	do {
-		for (int i = 0; i < BURST; i++, packets++)
-			if (send(sender, buffer, PAYLOAD_BYTES, 0) != PAYLOAD_BYTES)
-				err(2, "send");
-		while (packets - received > WINDOW - BURST)
-			if (now_ns() - start > for_ns + 1000000000)
-				errx(2, "%lu datagrams were lost", packets - received);
+		if (send(sender, buffer, PAYLOAD_BYTES, 0) != PAYLOAD_BYTES ||
+		    recv(sender, buffer, sizeof(buffer), 0) != PAYLOAD_BYTES)
+			err(2, "a datagram was lost");
+		packets += 2;
 		end = now_ns();
 	} while (end - start < for_ns);
 	printf("%lu %lu %lu\n", packets, packets * PAYLOAD_BYTES, end - start);
@@ -165,11 +164,10 @@ int main(int argc, char **argv)
 	uint64_t for_ns;
 
 	if (argc != 6 || inet_pton(AF_INET, argv[4], &address.sin_addr) != 1)
-		errx(2,
-		     "usage: blast udp|udp-one-cpu|tcp FROM_NETNS TO_NETNS ADDRESS MILLISECONDS");
+		errx(2, "usage: blast udp|udp-rr|tcp FROM_NETNS TO_NETNS ADDRESS MILLISECONDS");
 	type = strcmp(argv[1], "tcp") ? SOCK_DGRAM : SOCK_STREAM;
 	for_ns = strtoull(argv[5], NULL, 10) * 1000000;
-	pin(0);
+	pin_to_first_cpu();
 	if (setpriority(PRIO_PROCESS, 0, -20))
 		err(2, "priority");
 
@@ -191,12 +189,7 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	udp_burst(sender, receiver, 1); /* the neighbour is known after this */
-	if (!strcmp(argv[1], "udp")) {
-		/* Not alone: this one never sleeps, and ksoftirqd may be needed. */
-		udp(sender, receiver, for_ns);
-	} else {
-		alone();
-		udp_one_cpu(sender, receiver, for_ns);
-	}
+	alone();
+	(strcmp(argv[1], "udp") ? udp_rr : udp)(sender, receiver, for_ns);
 	return 0;
 }

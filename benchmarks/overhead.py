@@ -29,7 +29,7 @@ from tracer.kernel import libbpf
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODES = ("udp", "udp-one-cpu", "tcp")
+MODES = ("udp", "udp-rr", "tcp")
 OFF = "off"
 BURSTS = 5
 DIRECT_MILLISECONDS = 600
@@ -40,7 +40,7 @@ IDLE_S, IDLE_LOOKS = 2.0, 7
 COLUMNS = (
     "tool",
     "udp slower %",
-    "udp-one-cpu slower %",
+    "udp-rr slower %",
     "tcp slower %",
     "programs ns a packet",
     "of udp %",
@@ -124,7 +124,7 @@ class Bench:
     def direct(self, tool: Tool, empty_ns: float) -> None:
         """Program time per packet of a tool that uses BPF programs."""
         with running(tool, self.directory) as active:
-            for mode in ("udp", "udp-one-cpu"):
+            for mode in ("udp", "udp-rr"):
                 before = active.programs()
                 packets = blast(self.program, mode, DIRECT_MILLISECONDS).units
                 after = active.programs()
@@ -141,7 +141,7 @@ class Bench:
                 opened.callback(os.close, program)
                 opened.callback(os.close, libbpf.attach_raw_tracepoint(program))
             before = held_programs("self")
-            blast(self.program, "udp-one-cpu", DIRECT_MILLISECONDS)
+            blast(self.program, "udp", DIRECT_MILLISECONDS)
             after = held_programs("self")
         ns = sum(after[one][0] - before[one][0] for one in before)
         return ns / sum(after[one][1] - before[one][1] for one in before)
@@ -245,7 +245,7 @@ def table(result: dict[str, Any]) -> str:
     base = result["baseline_ns_per_packet"]
     where = (
         f"kernel {result['kernel']}, {result['cpus']} CPUs, {result['rounds']} rounds; without a "
-        f"tool {base['udp']:.0f} ns a packet (udp), {base['udp-one-cpu']:.0f} ns (udp-one-cpu), "
+        f"tool {base['udp']:.0f} ns a packet (udp), {base['udp-rr']:.0f} ns (udp-rr), "
         f"{result['baseline_tcp_bytes_per_s'] / 1e9:.2f} GB/s (tcp); "
         f"empty program {result['empty_program_ns']:.0f} ns"
     )
