@@ -14,10 +14,10 @@ import time
 from typing import TYPE_CHECKING
 
 from tracer.analysis.drops import drop_record, summary_records
-from tracer.analysis.explain import explain, wanted_evidence
 from tracer.commands import options
 from tracer.errors import ExitCode, TracerError
-from tracer.inventory.sysctl import find_netns, read_sysctls
+from tracer.explaining import Explainer
+from tracer.inventory.sysctl import find_netns
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.pcap import match_function
 from tracer.kernel.program import Program
@@ -39,8 +39,6 @@ TICK_S = 1.0
 """How often losses are looked at."""
 PACE_S = 0.02
 """Least time between two reads of the ring: under load, batches instead of wake-ups."""
-EVIDENCE_S = 1.0
-"""How long a sysctl that was read stays believed."""
 DEFAULT_RATE = 1000
 READERS = {"mmap": MappedRing, "callback": CallbackRing}
 
@@ -102,7 +100,7 @@ class Drops:
         self._session, self._sink, self._with_stack = session, sink, with_stack
         self.shown = 0
         self._told_losses: Mapping[str, int] = {}
-        self._evidence: dict[tuple[int, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
+        self._explainer = Explainer(lambda: session.inventory.node)
 
     def write(self, events: np.ndarray) -> None:
         """Show one batch, up to the count limit."""
@@ -120,22 +118,10 @@ class Drops:
             self._session.stop()
 
     def _explained(self, record: Record) -> Record:
-        wanted = wanted_evidence(record)
-        evidence = self._read_evidence(record.get("netns", 0), wanted) if wanted else {}
-        explanation = explain(record, evidence)
-        record["explanation"], record["hint"] = explanation.sentence, explanation.hint
+        record = self._explainer.explain(record)
         if not self._with_stack:
             del record["drop.stack"]
         return record
-
-    def _read_evidence(self, netns: int, names: tuple[str, ...]) -> dict[str, str]:
-        now = time.monotonic()
-        key = (netns, names)
-        read_s, evidence = self._evidence.get(key, (0.0, {}))
-        if not read_s or now - read_s > EVIDENCE_S:
-            evidence = read_sysctls(self._session.inventory.node, netns, names)
-            self._evidence[key] = (now, evidence)
-        return evidence
 
     def tell_losses(self) -> Mapping[str, int]:
         """Report what was lost since the last look; returns the totals."""

@@ -27,7 +27,7 @@ def read_sysctls(node: Node, netns: int, names: Iterable[str]) -> dict[str, str]
     `netns` and ends there.
     """
     found: dict[str, str] = {}
-    path = _handle(node.namespaces.get(netns), netns)
+    path = netns_path(node.namespaces.get(netns), netns)
 
     def work() -> None:
         if path and netns != Path("/proc/thread-self/ns/net").stat().st_ino:
@@ -54,8 +54,8 @@ def _quietly(work: object) -> None:
         return
 
 
-def _handle(namespace: Namespace | None, netns: int) -> str:
-    """A path that opens the namespace, or nothing when it is gone."""
+def netns_path(namespace: Namespace | None, netns: int) -> str:
+    """Find a path that opens the namespace; empty when it is gone."""
     if namespace is None:
         return ""
     paths = [f"{folder}/{namespace.name}" for folder in Paths().named_netns if namespace.name]

@@ -1,0 +1,45 @@
+"""Explanations with evidence: reads the sysctls a rule asks for, in the namespace of the drop."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tracer.analysis.explain import explain, wanted_evidence
+from tracer.inventory.sysctl import read_sysctls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tracer.model import Node, Record
+
+EVIDENCE_S = 1.0
+"""How long a sysctl that was read stays believed."""
+MAX_PLACES = 1024
+
+
+class Explainer:
+    """Adds `explanation` and `hint` to drop records."""
+
+    def __init__(self, node: Callable[[], Node]) -> None:
+        """`node` gives the latest snapshot."""
+        self._node = node
+        self._evidence: dict[tuple[int, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
+
+    def explain(self, record: Record) -> Record:
+        """Return the record with its explanation; `drop.stack` must still be in it."""
+        wanted = wanted_evidence(record)
+        evidence = self._read(record.get("netns", 0), wanted) if wanted else {}
+        explanation = explain(record, evidence)
+        record["explanation"], record["hint"] = explanation.sentence, explanation.hint
+        return record
+
+    def _read(self, netns: int, names: tuple[str, ...]) -> dict[str, str]:
+        now_s = time.monotonic()
+        read_s, evidence = self._evidence.get((netns, names), (-EVIDENCE_S, {}))
+        if now_s - read_s >= EVIDENCE_S:
+            if len(self._evidence) >= MAX_PLACES:
+                self._evidence.clear()
+            evidence = read_sysctls(self._node(), netns, names)
+            self._evidence[netns, names] = now_s, evidence
+        return evidence
