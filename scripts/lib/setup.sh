@@ -1,4 +1,4 @@
-# The set-up that scripts/tracer, scripts/test and scripts/check share; to be sourced.
+# The set-up that the scripts beside this directory share; to be sourced.
 #
 # It asks what is there (a module, a library, a command), never what a distribution is
 # called or how old it is; the distribution only decides which packages to name for what
@@ -38,6 +38,16 @@ needs_test="
   command:containerd            containerd                  containerd
   command:runc                  runc                        runc
   directory:/usr/lib/cni,/opt/cni/bin,/usr/libexec/cni  containernetworking-plugins  containernetworking-plugins
+"
+needs_kernels="
+  $needs_test
+  command:qemu-system-x86_64    qemu-system-x86,seabios     qemu-system-x86-core
+  command:setpriv               util-linux                  util-linux
+  command:depmod                kmod                        kmod
+  command:zstd                  zstd                        zstd
+  command:apt-get               apt                         apt
+  command:dpkg                  dpkg                        dpkg
+  file:/usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring  debian-keyring
 "
 needs_benchmark="
   $needs_tracer

@@ -1,0 +1,7 @@
+"""What scripts/kernels runs."""
+
+import sys
+
+from vm.cli import main
+
+sys.exit(main())
