@@ -44,6 +44,18 @@ struct followed {
 };
 BPF_TABLE("lru_hash", __u64, struct followed, followed_packets, MAX_FOLLOWED);
 BPF_PERCPU_ARRAY(packet_ids, __u64, 1);
+/* The followed packet told last on a CPU. */
+struct last_told {
+	__u64 packet_id;
+	__u64 skb;
+	__u64 head;
+	__u32 netns;
+	__u32 ifindex;
+	__u32 bytes;
+	__u32 signature;
+	struct tuple tuple;
+};
+BPF_PERCPU_ARRAY(last_packets, struct last_told, 1);
 #ifdef FIRST_PACKETS
 BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);
 #endif

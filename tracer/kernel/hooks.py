@@ -97,6 +97,20 @@ HOOKS = (
         optional=True,
     ),
     Hook(
+        "fib-lookup",
+        "IPv4 routing decisions: table, gateway, device, or the failure",
+        _tracepoint("fib_table_lookup"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
+        "fib6-lookup",
+        "IPv6 routing decisions: table, gateway, device",
+        _tracepoint("fib6_table_lookup"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
         "tcp-receive",
         "segments taken by an established TCP connection",
         _tracepoint("tcp_probe"),
