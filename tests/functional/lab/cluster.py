@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from contextlib import closing, contextmanager, suppress
@@ -25,6 +26,8 @@ UID_MARK = "7e57ab1e"
 """First part of every pod uid of ours, so that a killed run's cgroups and logs can be told."""
 CGROUPS = Path("/sys/fs/cgroup")
 SLEEP = ["/bin/busybox", "sleep", "1000000"]
+BEFORE = Path("/run/tracer-tests.sysctl")
+"""The node's forwarding sysctls as they were before the tests."""
 FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
@@ -188,12 +191,16 @@ def _settle(cluster: Cluster) -> None:
 def forwarding() -> Iterator[None]:
     """The node forwards for the block; its sysctls are put back afterwards."""
     here = namespaces.node()
-    before = {key: here.sysctl(key, 1) for key in FORWARDING}
+    if not BEFORE.exists():  # a killed run has written it, and not put back what it says
+        BEFORE.write_text(json.dumps({key: here.sysctl(key) for key in FORWARDING}))
+    for key in FORWARDING:
+        here.sysctl(key, 1)
     try:
         yield
     finally:
-        for key, value in before.items():
+        for key, value in json.loads(BEFORE.read_text()).items():
             here.sysctl(key, value)
+        BEFORE.unlink()
 
 
 def _sweep() -> None:
