@@ -62,6 +62,13 @@ class KernelTypes:
     warnings: tuple[str, ...]
     """What could not be read, and what that costs."""
 
+    def has(self, macro: str) -> bool:
+        """Whether the tree defines one of its `HAS_…` macros; always False for headers."""
+        if self.origin != "btf":
+            return False
+        text = (self.source_dir / "include/linux/vmlinux.h").read_text()
+        return re.search(rf"^#define {macro}\b", text, re.MULTILINE) is not None
+
     @property
     def environment(self) -> dict[str, str]:
         """What bcc must find in the environment when it compiles.

@@ -29,7 +29,7 @@ def probe_hooks() -> tuple[HookProbe, ...]:
     """Probe every hook of the table, in its order. Nothing stays attached."""
     if may_load():
         return tuple(_probe(hook) for hook in HOOKS)
-    known = _tracepoints()
+    known = _targets()
     return tuple(_promise(hook, known) for hook in HOOKS)
 
 
@@ -80,12 +80,15 @@ def _probe(hook: Hook) -> HookProbe:
     return HookProbe(hook, None, tried=True, refused=tuple(refused))
 
 
-def _tracepoints() -> frozenset[str]:
-    """Return the raw tracepoints in BTF; none where it cannot be read."""
+def _targets() -> frozenset[str]:
+    """Return what BTF promises: raw tracepoints, netfilter programs; none where it is hidden."""
     try:
-        return frozenset(headers.ensure().tracepoints)
+        types = headers.ensure()
     except TracerError:
         return frozenset()
+    netfilter = {way.target for hook in HOOKS for way in hook.ways if way.kind == NETFILTER}
+    has_netfilter = types.origin == "btf" and types.has("HAS_STRUCT_bpf_nf_ctx")
+    return frozenset(types.tracepoints) | (netfilter if has_netfilter else frozenset())
 
 
 def _promise(hook: Hook, known: frozenset[str]) -> HookProbe:
