@@ -141,7 +141,8 @@ class Live:
     def ended(self, began: float | None = None, timeout_s: float = STOP_S) -> Done:
         """Wait for an end that comes by itself."""
         self.process.wait(timeout_s)
-        self.stop_s = time.monotonic() - (began or time.monotonic())
+        if began is not None:
+            self.stop_s = time.monotonic() - began
         for thread in self._threads:
             thread.join(5)
         return Done(self.process.returncode, "".join(self.lines), self.err)
