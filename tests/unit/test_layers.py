@@ -13,14 +13,16 @@ LAYERS = {
     "__main__": {"cli"},
     "cli": {"", "commands", "errors"},
     "commands": {"", "session", "explaining", "model", "layout", "errors"}
-    | {"kernel", "inventory", "analysis", "sinks"},
+    | {"kernel", "inventory", "analysis", "sinks", "recording"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
     "analysis": {"", "model", "layout", "errors"},
-    "sinks": {"", "model", "layout", "errors"},
+    "sinks": {"", "model", "layout", "errors", "files"},
+    "recording": {"", "model", "layout", "errors", "files", "analysis"},
+    "files": {"errors"},
     "instance": {"errors"},
     "layout": {"errors"},
     "model": set(),

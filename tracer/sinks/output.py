@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
 from typing import TYPE_CHECKING
 
-from tracer.errors import TracerError
+from tracer.files import open_for_append, unwritable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +51,7 @@ class Output:
             raise
         except OSError as error:
             self._cut(lines, written)
-            raise TracerError(f"{self.name}: {_words(error)}", _hint(error)) from error
+            raise unwritable(self.name, error) from error
 
     def close(self) -> None:
         """Close the file; stdout stays open. May be called twice."""
@@ -79,25 +78,6 @@ class Output:
 
 def _open(path: Path) -> int:
     try:
-        # O_RDWR: to see how an existing file ends. A FIFO or a device may be write-only to us.
-        mode = os.O_RDWR if path.is_file() or not path.exists() else os.O_WRONLY
-        return os.open(path, mode | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        return open_for_append(path)
     except OSError as error:
-        raise TracerError(f"{path}: {_words(error)}", _hint(error)) from error
-
-
-def _words(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-def _hint(error: OSError) -> str:
-    hints = {
-        errno.ENOSPC: "make room on the disk; every line before is whole",
-        errno.EDQUOT: "the quota is used up; every line before is whole",
-        errno.EFBIG: "the file has reached the limit on its size (ulimit -f)",
-        errno.EISDIR: "name a file in it",
-        errno.ENOENT: "make its directory first",
-        errno.ENOTDIR: "a part of the path is not a directory",
-        errno.EROFS: "the file system is mounted read-only: choose another path",
-    }
-    return hints.get(error.errno or 0, "choose a path that can be written")
+        raise unwritable(str(path), error) from error
