@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures import Estimate, estimate
-from lab import blast, compile_blast, two_pods
 from tools import Tool, held_programs, running, tools
+from two_pods import blast, compile_blast, two_pods
 
 from tracer.kernel import libbpf
+from tracer.kernel.hooks import TYPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +140,7 @@ class Bench:
             for target in EMPTY_ON:
                 program = libbpf.load_typed("empty", libbpf.EMPTY_PROGRAM, target)
                 opened.callback(os.close, program)
-                opened.callback(os.close, libbpf.attach_raw_tracepoint(program))
+                opened.callback(os.close, libbpf.attach_tracepoint(program, TYPED, target))
             before = held_programs("self")
             blast(self.program, "udp", DIRECT_MILLISECONDS)
             after = held_programs("self")

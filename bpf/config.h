@@ -47,6 +47,7 @@
 #ifndef MAX_FLOW_OTHER
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions */
 #endif
+#define DEVICE_SLOTS 4096
 #ifndef MAX_PLACES
 #define MAX_PLACES 16384
 #endif

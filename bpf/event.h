@@ -163,7 +163,10 @@ struct hop_event {
 	__u8 packet[SNAPLEN];
 };
 
-/* Packets that crossed a pod's device, by direction. */
+/*
+ * Packets that crossed a pod's device, by direction: the device itself, or the node's end of its
+ * pair for what the pod received.
+ */
 struct flow_key {
 	__u32 netns;
 	__u32 ifindex;

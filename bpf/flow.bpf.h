@@ -4,6 +4,8 @@
 #define TRACER_FLOW_H
 
 #define IFF_LOOPBACK 8
+#define KIND_VETH 0x68746576ULL /* "veth", as a little-endian number */
+#define KIND_NETKIT 0x74696b74656eULL /* "netkit" */
 
 /* The generation is full: keep the sums exact per pod end. */
 static __always_inline void count_other(const struct flow_key *flow, __u32 bytes)
@@ -86,28 +88,81 @@ static __always_inline void count_flow(struct flow_key *flow, __u32 bytes, __u8 
 	count->tcp_flags |= tcp_flags;
 }
 
-/* A packet of `bytes` from `l3` on crosses the device `dev` of a pod. */
-static __always_inline void flow_packet(int typed, const struct sk_buff *skb,
-					const struct net_device *dev, const void *l3, __u32 bytes,
-					__u32 direction)
+/* Does a device of the node lead into another namespace, as the node's end of a veth does? */
+static __always_inline int is_pair(const struct net_device *dev, __u32 ifindex)
 {
-	struct flow_key key = {.direction = direction};
-	const struct net *net = LOAD(dev->nd_net.net);
+	__u32 slot = ifindex % DEVICE_SLOTS;
+	struct device_kind *known = device_kinds.lookup(&slot);
+	struct rtnl_link_ops *ops;
+	char kind[8] = {};
+
+	if (!known)
+		return 0;
+	if (known->ifindex != ifindex) {
+		ops = READ(dev->rtnl_link_ops);
+		if (ops)
+			bpf_probe_read_kernel_str(kind, sizeof(kind), READ(ops->kind));
+		known->pair = *(__u64 *)kind == KIND_VETH || *(__u64 *)kind == KIND_NETKIT;
+		known->ifindex = ifindex;
+	}
+	return known->pair;
+}
+
+/* Count a packet of `bytes` from `l3` on, at a device of a pod or at the node's end of its pair. */
+static __always_inline void flow_packet(int typed, const struct sk_buff *skb, const void *l3,
+					__u32 bytes, struct flow_key *key)
+{
 	__u32 linear_bytes;
 	__u8 tcp_flags;
 
-	key.netns = LOAD(net->ns.inum);
-	if (key.netns == NODE_NETNS || LOAD(dev->flags) & IFF_LOOPBACK)
-		return;
-	key.ifindex = LOAD(dev->ifindex);
 #ifdef SELECT_PODS
-	if (!place_selected(key.netns, key.ifindex))
+	if (!place_selected(key->netns, key->ifindex))
 		return;
 #endif
-	key.tuple.ethertype = bpf_ntohs(LOAD(skb->protocol));
+	key->tuple.ethertype = bpf_ntohs(LOAD(skb->protocol));
 	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
-	tcp_flags = read_tuple(l3, linear_bytes, &key.tuple, NULL);
-	count_flow(&key, bytes, tcp_flags);
+	tcp_flags = read_tuple(l3, linear_bytes, &key->tuple, NULL);
+	count_flow(key, bytes, tcp_flags);
+}
+
+/*
+ * Both ends of a packet between pods are seen where it is sent: at the sender's own device, and at
+ * the node's end of the receiver's pair, where it is the receiver's ingress. So each packet runs
+ * this once per pod, and what the pods receive needs no hook of its own.
+ */
+static __always_inline void flow_xmit(int typed, const struct sk_buff *skb,
+				      const struct net_device *dev, const void *l3)
+{
+	const struct net *net = LOAD(dev->nd_net.net);
+	struct flow_key key = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
+
+	if (key.netns == NODE_NETNS) {
+		if (!is_pair(dev, key.ifindex))
+			return;
+		key.direction = DIRECTION_INGRESS;
+	} else {
+		if (LOAD(dev->flags) & IFF_LOOPBACK)
+			return;
+		key.direction = DIRECTION_EGRESS;
+	}
+	/* skb->data is at the link header here: len counts it, bytes must not. */
+	flow_packet(typed, skb, l3, LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data)),
+		    &key);
+}
+
+/* What a pod receives by a device whose other end is not on the node: macvlan, a physical one. */
+static __always_inline void flow_receive(int typed, const struct sk_buff *skb,
+					 const struct net_device *dev)
+{
+	const struct net *net = LOAD(dev->nd_net.net);
+	struct place place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
+	struct flow_key key = {
+		.netns = place.netns, .ifindex = place.ifindex, .direction = DIRECTION_INGRESS};
+
+	if (place.netns == NODE_NETNS || !unpaired_places.lookup(&place))
+		return;
+	/* The network header is not set yet; data stands where it will be. */
+	flow_packet(typed, skb, LOAD(skb->data), LOAD(skb->len), &key);
 }
 
 #endif

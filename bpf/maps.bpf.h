@@ -76,6 +76,14 @@ BPF_ARRAY_OF_MAPS(flows4, "flows4_0", 1);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, MAX_FLOW_DROPS);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);
 BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);
+/* What is_pair() found out about the node's devices. */
+struct device_kind {
+	__u32 ifindex;
+	__u32 pair;
+};
+BPF_ARRAY(device_kinds, struct device_kind, DEVICE_SLOTS);
+/* Devices in other namespaces whose packets do not come by a pair from the node. */
+BPF_TABLE("hash", struct place, __u32, unpaired_places, MAX_FLOW_OTHER);
 BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other, MAX_FLOW_OTHER);
 #endif
 

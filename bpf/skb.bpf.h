@@ -208,9 +208,11 @@ static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struc
 
 	if (tuple->ethertype != ETH_P_IP && tuple->ethertype != ETH_P_IPV6)
 		return 0;
-	if (linear_bytes < 20 || bpf_probe_read_kernel(header, sizeof(header), l3))
+	if (linear_bytes < 20)
 		return 0;
 	if (tuple->ethertype == ETH_P_IP) {
+		if (bpf_probe_read_kernel(header, 20 + sizeof(slow), l3))
+			return 0;
 		ip_id = header + 4;
 		tuple->protocol = header[9];
 		mapped_address(tuple->saddr, header + 12);
@@ -224,7 +226,7 @@ static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struc
 		if (l4 == 20 && linear_bytes >= 20 + sizeof(slow))
 			return read_transport(header + 20, ip_id, tuple, signature);
 	} else {
-		if (linear_bytes < 40)
+		if (linear_bytes < 40 || bpf_probe_read_kernel(header, sizeof(header), l3))
 			return 0;
 		l4 = 40;
 		tuple->protocol = header[6];

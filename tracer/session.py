@@ -11,12 +11,11 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tracer import instance
 from tracer.analysis.drops import Context
@@ -31,6 +30,7 @@ from tracer.kernel.symbols import Symbols
 from tracer.layout import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import FrameType
 
@@ -50,6 +50,14 @@ class Limits:
 def say(message: str) -> None:
     """One line for the person at the terminal."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201 - stderr is where messages go
+
+
+def _key_bytes(key: bytes | int | tuple[int, int]) -> bytes:
+    if isinstance(key, bytes):
+        return key
+    if isinstance(key, int):
+        return key.to_bytes(8, sys.byteorder)
+    return struct.pack("=II", *key)
 
 
 def require_root() -> None:
@@ -76,6 +84,7 @@ class Session:
         """Claim, load, and scan the node meanwhile; raises TracerError for what stops it."""
         require_root()
         self.command, self.selection, self.limits = command, selection, limits
+        self._deferred = program.deferred
         self._claim = None if concurrent else instance.claim(command)
         self._stopping = False
         self._wake_read, self._wake_write = socket.socketpair()
@@ -174,28 +183,19 @@ class Session:
         """Tell the kernel which places and addresses are pods', and which are selected."""
         node = self.inventory.node
         wanted = marks(self.selection, node)
-        self._fill(
-            "pod_addresses",
-            "V16",
-            {key: value.to_bytes(4, sys.byteorder) for key, value in wanted.addresses.items()},
-        )
-        self._fill(
-            "pod_places",
-            "<u8",
-            {
-                np.array(place, np.uint32).tobytes(): value.to_bytes(4, sys.byteorder)
-                for place, value in wanted.places.items()
-            },
-        )
-        self._fill(
-            "selected_cgroups",
-            "<u8",
-            {cgroup.to_bytes(8, sys.byteorder): ONE for cgroup in wanted.cgroups},
-        )
+        self.fill("pod_addresses", "V16", wanted.addresses)
+        self.fill("pod_places", "<u8", wanted.places)
+        self.fill("selected_cgroups", "<u8", dict.fromkeys(wanted.cgroups, 1))
         self._pushed_version = node.version
 
-    def _fill(self, name: str, key: str, wanted: dict[bytes, bytes]) -> None:
-        refused = self.map(name, key, "<u4").replace(wanted)
+    def fill(self, name: str, key: str, wanted: Mapping[Any, int]) -> None:
+        """Make a hash map with 32-bit values hold just `wanted`; says what does not fit.
+
+        Keys are bytes, one number, or a (netns, ifindex).
+        """
+        refused = self.map(name, key, "<u4").replace(
+            {_key_bytes(one): value.to_bytes(4, sys.byteorder) for one, value in wanted.items()}
+        )
         if refused:
             say(f"warning: map {name} is full: {refused} entries are missing")
 
@@ -244,7 +244,10 @@ class Session:
         for way in self.loaded.attached:
             if way.refused:
                 say(f"hook {way.hook}: by {way.way}: {way.costs} ({'; '.join(way.refused)})")
-        hooks = ", ".join(f"{way.hook} ({way.way})" for way in self.loaded.attached)
+        hooks = ", ".join(
+            f"{way.hook} ({way.way}{', where needed' if way.hook in self._deferred else ''})"
+            for way in self.loaded.attached
+        )
         say(f"tracing {self.command} on {self.inventory.node.name}: {hooks}; Ctrl-C ends")
         if ready_file:
             try:

@@ -7,11 +7,11 @@ int dev_rx(unsigned long long *ctx)
 	struct sk_buff *skb = (void *)ctx[0];
 	struct net_device *dev = LOAD(skb->dev);
 
-	/* The network header is not set yet; data stands where it will be. */
 #ifdef WITH_FLOWS
-	flow_packet(typed, skb, dev, LOAD(skb->data), LOAD(skb->len), DIRECTION_INGRESS);
+	flow_receive(typed, skb, dev);
 #endif
 #ifdef WITH_TRACE
+	/* The network header is not set yet; data stands where it will be. */
 	struct sight sight = {};
 	see(typed, skb, dev, LOAD(skb->data), &sight);
 	end_hop(begin_hop(typed, &sight, HOP_DEV_RX, 1));

@@ -9,9 +9,7 @@ int dev_xmit(unsigned long long *ctx)
 	__u8 *l3 = LOAD(skb->head) + LOAD(skb->network_header);
 
 #ifdef WITH_FLOWS
-	/* skb->data is at the link header here: len counts it, bytes must not. */
-	__u32 bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data));
-	flow_packet(typed, skb, dev, l3, bytes, DIRECTION_EGRESS);
+	flow_xmit(typed, skb, dev, l3);
 #endif
 #ifdef WITH_TRACE
 	struct sight sight = {};

@@ -15,7 +15,9 @@ from tracer.analysis.time import format_time
 
 if TYPE_CHECKING:
     from tracer.analysis.drops import Context
-    from tracer.model import Record
+    from tracer.model import Node, Record
+
+KNOWN, UNKNOWN, NODE_ONLY = range(3)
 
 
 def merge_cpus(counts: np.ndarray) -> np.ndarray:
@@ -32,6 +34,43 @@ def merge_cpus(counts: np.ndarray) -> np.ndarray:
     merged["last_ns"] = counts["last_ns"].max(axis=1)
     merged["tcp_flags"] = np.bitwise_or.reduce(counts["tcp_flags"], axis=1)
     return merged
+
+
+def at_pods(keys: np.ndarray, node: Node) -> tuple[np.ndarray, np.ndarray]:
+    """Move keys counted at the node's end of a pair to the pod's end, where the pod has it.
+
+    `keys` is (n,) flow_key. Returns the moved keys, and (n,) how each one's place is known: one of
+    `KNOWN`, `UNKNOWN` (nobody has named it yet), `NODE_ONLY` (a pair within the node).
+    """
+    moved = keys.copy()
+    places = np.stack((keys["netns"], keys["ifindex"]), axis=1)
+    unique, inverse = np.unique(places, axis=0, return_inverse=True)
+    known = np.empty(len(unique), np.int8)
+    for index, (netns, ifindex) in enumerate(unique.tolist()):
+        known[index] = KNOWN if netns in node.namespaces else UNKNOWN
+        if netns != node.netns:
+            continue
+        device = node.devices.get((netns, ifindex))
+        peer = device.peer if device else None
+        if peer is None:
+            known[index] = UNKNOWN
+        elif peer[0] == netns:
+            known[index] = NODE_ONLY
+        else:
+            unique[index] = peer
+    moved["netns"], moved["ifindex"] = unique[inverse.ravel()].T
+    return moved, known[inverse.ravel()]
+
+
+def unpaired_places(node: Node) -> frozenset[tuple[int, int]]:
+    """Find (netns, ifindex) of devices whose packets do not come from the node by a pair."""
+    return frozenset(
+        key
+        for key, device in node.devices.items()
+        if device.netns != node.netns
+        and device.name != "lo"
+        and not (device.peer and device.peer[0] == node.netns)
+    )
 
 
 def flow_records(keys: np.ndarray, counts: np.ndarray, context: Context) -> list[Record]:

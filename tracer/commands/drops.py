@@ -89,7 +89,7 @@ def _program(args: argparse.Namespace) -> Program:
         defines["SELECT_PCAP"] = ""
         pcap = match_function(" ".join(args.filter))
     hooks = tuple(hook.name for hook in hooks_of("drops"))
-    return Program(hooks, defines, pcap, options.attach_ways(args))
+    return Program(hooks, defines, pcap, attach=options.attach_ways(args))
 
 
 class Drops:

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.flows import flow_drop_records, flow_records, other_records
+from tracer.analysis.flows import (
+    NODE_ONLY,
+    UNKNOWN,
+    at_pods,
+    flow_drop_records,
+    flow_records,
+    other_records,
+    unpaired_places,
+)
 from tracer.commands import options
 from tracer.errors import ExitCode
 from tracer.kernel.flow_maps import FlowCounts, Generations, Growing
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
 
     from tracer.sinks import Sink
 
+UNHEARD_KINDS = ("macvlan", "ipvlan")
+"""Devices that take their packets from another one's receive handler (RX_HANDLER_ANOTHER)."""
 DEFAULT_INTERVAL_S = 10.0
 DEFAULT_MAX_FLOWS = 65536
 FLOW_CPU_BYTES = 72
@@ -76,7 +86,7 @@ def _program(args: argparse.Namespace) -> Program:
     if args.pod or args.namespace or args.selector:
         defines["SELECT_PODS"] = ""
     hooks = tuple(hook.name for hook in hooks_of("flows"))
-    return Program(hooks, defines, attach=options.attach_ways(args))
+    return Program(hooks, defines, deferred=("dev-rx",), attach=options.attach_ways(args))
 
 
 class Flows:
@@ -91,6 +101,8 @@ class Flows:
         self._held = self._flows.turn()
         self._begin_ns = time.time_ns()
         self._told_losses: dict[str, int] = {}
+        self._unpaired: frozenset[tuple[int, int]] = frozenset()
+        self.follow_devices()
         self.flows = self.packets = 0
 
     def write(self, *, last: bool = False) -> None:
@@ -117,19 +129,34 @@ class Flows:
     ) -> tuple[np.ndarray, np.ndarray]:
         """What to write now: all that was held, and of the new what has a name."""
         inventory = self._session.inventory
-        known = np.fromiter(inventory.node.namespaces, np.uint32)
-        unnamed = ~np.isin(keys["netns"], known)
-        if unnamed.any() and last:
+        known = at_pods(keys, inventory.node)[1]
+        if (known == UNKNOWN).any() and last:
             inventory.scan()
-        elif unnamed.any():
+        elif (known == UNKNOWN).any():
             inventory.poke()
-        hold = unnamed & (not last)
-        held_keys, held_counts = self._held
+        hold = (known == UNKNOWN) & (not last)
+        keys = np.concatenate((self._held[0], keys))
+        counts = np.concatenate((self._held[1], counts))
+        hold = np.concatenate((np.zeros(len(self._held[0]), bool), hold))
         self._held = keys[hold], counts[hold]
-        return (
-            np.concatenate((held_keys, keys[~hold])),
-            np.concatenate((held_counts, counts[~hold])),
-        )
+        keys, known = at_pods(keys[~hold], inventory.node)
+        return keys[known != NODE_ONLY], counts[~hold][known != NODE_ONLY]
+
+    def follow_devices(self) -> None:
+        """Have packets counted on receipt at devices that are not one end of a pair."""
+        places = unpaired_places(self._session.inventory.node)
+        if places == self._unpaired:
+            return
+        self._session.fill("unpaired_places", "<u8", dict.fromkeys(places, 1))
+        if places and not self._unpaired:
+            self._session.loaded.attach("dev-rx")
+        for device in self._session.inventory.node.devices.values():
+            if device.key in places - self._unpaired and device.kind in UNHEARD_KINDS:
+                say(
+                    f"warning: netns {device.netns}: what {device.name} ({device.kind}) receives"
+                    " passes no tracepoint: only what it sends is counted"
+                )
+        self._unpaired = places
 
     def _tell_losses(self) -> None:
         losses = self._session.losses()
@@ -160,6 +187,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         due_s = time.monotonic() + args.interval
         while session.running:
             session.wait(due_s - time.monotonic())
+            flows.follow_devices()
             if time.monotonic() >= due_s:
                 flows.write()
                 due_s += args.interval

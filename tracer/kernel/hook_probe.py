@@ -55,7 +55,7 @@ def refusal(way: Way) -> str:
     except OSError as error:
         return _words(error)
     try:
-        os.close(libbpf.attach_raw_tracepoint(program, None if way.kind == TYPED else way.target))
+        os.close(libbpf.attach_tracepoint(program, way.kind, way.target))
     except OSError as error:
         return _words(error)
     finally:

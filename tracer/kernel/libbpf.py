@@ -12,6 +12,7 @@ import os
 from functools import cache
 
 from tracer.errors import TracerError
+from tracer.kernel.hooks import RAW
 
 BPF_PROG_TYPE_RAW_TRACEPOINT = 17
 BPF_PROG_TYPE_TRACING = 26
@@ -124,7 +125,8 @@ def _load(kind: int, name: str, instructions: bytes, opts: ProgLoadOpts) -> int:
             raise OSError(error.errno, f"{error.strerror}: {cause}") from error
 
 
-def attach_raw_tracepoint(program_fd: int, tracepoint: str | None = None) -> int:
-    """Attach; typed programs name their tracepoint at load time. Returns the link's fd."""
-    name = None if tracepoint is None else tracepoint.encode()
+def attach_tracepoint(program_fd: int, kind: str, tracepoint: str) -> int:
+    """Attach a `tp_btf` or `raw_tp` program; returns the link's fd. Raises OSError."""
+    # A typed program named its tracepoint when it was loaded.
+    name = tracepoint.encode() if kind == RAW else None
     return check(library().bpf_raw_tracepoint_open(name, program_fd))

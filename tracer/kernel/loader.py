@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import TracerError
+from tracer.kernel import libbpf
 from tracer.kernel.program import Attached, MapInfo, Program
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ class Loaded:
     def degraded(self) -> bool:
         """Whether a hook is missing or attached in another way than the best."""
         return bool(self.missing) or any(way.refused for way in self.attached)
+
+    def attach(self, hook: str) -> None:
+        """Attach a deferred hook now. Raises OSError."""
+        way = next(way for way in self.attached if way.hook == hook)
+        fd = self.programs[hook.replace("-", "_")]
+        self.links.append(libbpf.attach_tracepoint(fd, way.way, way.target))
 
     def detach(self) -> None:
         """No event and no count comes after this; maps stay readable."""

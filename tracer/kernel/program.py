@@ -22,6 +22,8 @@ class Program:
     """Macros of bpf/config.h → their text; an empty text defines the name alone."""
     pcap_match: str = ""
     """C text of the packet filter, or empty."""
+    deferred: tuple[str, ...] = ()
+    """Those of `hooks` that are loaded, and attached only when asked for."""
     attach: Mapping[str, str] = field(default_factory=dict)
     """Hook → the only way (`tp_btf`, `raw_tp`) that may be tried; for tests."""
 

@@ -154,15 +154,15 @@ class Object:
         ]
 
 
-def _attach(built: Object, hook: Hook, way: Way) -> dict[str, int]:
+def _attach(built: Object, hook: Hook, way: Way, *, deferred: bool) -> dict[str, int]:
     """Load and attach one hook; `program:` and `link:` of each function → fd. Raises OSError."""
     held: dict[str, int] = {}
     try:
         for function in hook.functions:
             held[f"program:{function}"] = fd = _load_function(built, function, way)
-            if way.kind != NETFILTER:  # attached namespace by namespace, by the session
-                target = None if way.kind == TYPED else way.target
-                held[f"link:{function}"] = libbpf.attach_raw_tracepoint(fd, target)
+            # Netfilter programs are attached namespace by namespace, by the session.
+            if way.kind != NETFILTER and not deferred:
+                held[f"link:{function}"] = libbpf.attach_tracepoint(fd, way.kind, way.target)
     except OSError:
         _close(held)
         raise
@@ -210,7 +210,7 @@ def _load(program: Program) -> tuple[dict[str, Any], list[int]]:
         held: dict[str, int] = {}
         for hook, (way, refused) in chosen.items():
             try:
-                held |= _attach(built, hook, way)
+                held |= _attach(built, hook, way, deferred=hook.name in program.deferred)
             except OSError as error:
                 chosen[hook] = _next_way(hook, way, [*refused, f"{way.kind}: {error}"])
                 break
