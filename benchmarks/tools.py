@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from lab import NODE, PODS, on_node
+from two_pods import NODE, PODS, on_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
