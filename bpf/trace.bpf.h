@@ -10,6 +10,9 @@
 #define TRACER_TRACE_H
 
 #define DATAREF_MASK 0xffff
+#define VXLAN_PORT 4789
+#define VXLAN_PORT_LINUX 8472 /* the kernel's default, and flannel's */
+#define GENEVE_PORT 6081
 #define CLONED 1 /* the first bit of the byte at __cloned_offset */
 
 /* What one hop needs to know of the packet before it is told. */
@@ -22,15 +25,15 @@ struct sight {
 	__u32 netns;
 	__u32 ifindex;
 	__u32 signature;
+	__u32 place; /* of a pod, see pod_place() */
+	__u32 followed_signature; /* of the packet as it was chosen: a tunnel's differs */
 	__u8 tcp_flags;
 	struct tuple tuple;
 };
 
-/* Read addresses, ports and signature once. */
+/* Read addresses, ports and signature. */
 static __always_inline void look(int typed, struct sight *sight)
 {
-	if (sight->tuple.ethertype)
-		return;
 	sight->tuple.ethertype = bpf_ntohs(LOAD(sight->skb->protocol));
 	sight->tcp_flags =
 		read_tuple(sight->l3, sight->linear_bytes, &sight->tuple, &sight->signature);
@@ -79,18 +82,22 @@ static __always_inline int among_first(struct sight *sight)
 #endif
 }
 
-/* Was this packet asked for? What costs least is asked first. */
-static __always_inline int packet_selected(int typed, struct sight *sight)
+/* May a packet be chosen here? Another pod's are, where the selected pod has them. */
+static __always_inline int place_may_begin(struct sight *sight)
 {
 #ifdef SELECT_PODS
-	__u32 place = pod_place(sight->netns, sight->ifindex);
-
-	if (place && place != POD_SELECTED)
-		return 0; /* another pod's: its packets are chosen where the selected one has them */
+	sight->place = pod_place(sight->netns, sight->ifindex);
+	return !sight->place || sight->place == POD_SELECTED;
+#else
+	return 1;
 #endif
-	look(typed, sight);
+}
+
+/* Was this packet asked for? Its headers have been read. */
+static __always_inline int packet_selected(struct sight *sight)
+{
 #ifdef SELECT_PODS
-	if (!place && pod_address(sight->tuple.saddr) != POD_SELECTED &&
+	if (!sight->place && pod_address(sight->tuple.saddr) != POD_SELECTED &&
 	    pod_address(sight->tuple.daddr) != POD_SELECTED)
 		return 0;
 #endif
@@ -117,24 +124,73 @@ static __always_inline __u64 new_packet_id(void)
 	return *last << 12 | (bpf_get_smp_processor_id() & 0xfff);
 }
 
-/* The packet, if it is followed or to be followed from here on; `flags` tells how it was known. */
+static __always_inline int is_tunnel_port(__u16 port)
+{
+	return port == VXLAN_PORT || port == VXLAN_PORT_LINUX || port == GENEVE_PORT;
+}
+
+/* The signature of the packet inside a tunnel's: IPIP, or VXLAN and bare Geneve; 0 if none. */
+static __always_inline __u32 inner_signature(const struct sight *sight)
+{
+	struct tuple inner = {.ethertype = ETH_P_IP};
+	__u32 outer = sight->tuple.ethertype == ETH_P_IP ? 20 : 40;
+	__u32 signature = 0;
+
+	if (sight->tuple.protocol == IPPROTO_UDP && is_tunnel_port(sight->tuple.dport))
+		outer += 8 + 8 + 14; /* UDP, VXLAN, Ethernet */
+	else if (sight->tuple.protocol != IPPROTO_IPIP)
+		return 0;
+	if (sight->linear_bytes > outer)
+		read_tuple(sight->l3 + outer, sight->linear_bytes - outer, &inner, &signature);
+	return signature;
+}
+
+/*
+ * Its data was moved (a copy for writing, room for a tunnel's header): it is still the skb that was
+ * told last on this CPU.
+ */
+static __always_inline struct last_told *told_last(const struct sight *sight)
+{
+	int slot = 0;
+	struct last_told *last = last_packets.lookup(&slot);
+
+	return last && last->packet_id && last->skb == (__u64)sight->skb ? last : NULL;
+}
+
+/*
+ * The packet, if it is followed or to be followed from here on; `flags` tells how it was known.
+ * Nearly every packet is neither: what costs least is asked first, and headers are read once.
+ */
 static __always_inline struct followed *follow(int typed, struct sight *sight, int may_begin,
 					       __u16 *flags)
 {
-	__u64 head = (__u64)sight->head, skb = (__u64)sight->skb;
+	__u64 head = (__u64)sight->head;
 	struct followed *known = followed_packets.lookup(&head);
+	struct last_told *last = known ? NULL : told_last(sight);
 	struct followed fresh = {};
 
-	if (known) {
-		look(typed, sight);
-		if (known->signature == sight->signature)
-			return known;
-	}
-	if (!may_begin || !packet_selected(typed, sight))
+	may_begin = may_begin && place_may_begin(sight);
+	if (!known && !last && !may_begin)
 		return NULL;
-	*flags |= HOP_FIRST;
-	fresh.packet_id = new_packet_id();
-	fresh.signature = sight->signature;
+	look(typed, sight);
+	if (known)
+		fresh = *known;
+	if (last) {
+		fresh.packet_id = last->packet_id;
+		fresh.signature = last->signature;
+	}
+	if (fresh.packet_id &&
+	    (fresh.signature == sight->signature || fresh.signature == inner_signature(sight))) {
+		if (known)
+			return known;
+		*flags |= HOP_JOINED;
+	} else {
+		if (!may_begin || !packet_selected(sight))
+			return NULL;
+		*flags |= HOP_FIRST;
+		fresh.packet_id = new_packet_id();
+		fresh.signature = sight->signature;
+	}
 	followed_packets.update(&head, &fresh);
 	return followed_packets.lookup(&head);
 }
@@ -190,13 +246,14 @@ static __always_inline struct hop_event *begin_hop(int typed, struct sight *sigh
 	__builtin_memset(event, 0, sizeof(*event));
 	event->packet_id = packet->packet_id;
 	event->hop = hop;
+	sight->followed_signature = packet->signature;
 	event->flags = flags;
 	describe(typed, sight, event);
 	return event;
 }
 
 /* Remember whom a routing decision on this CPU will be about. */
-static __always_inline void remember(const struct hop_event *event)
+static __always_inline void remember(const struct hop_event *event, __u32 signature)
 {
 	int slot = 0;
 	struct last_told *last = last_packets.lookup(&slot);
@@ -209,15 +266,15 @@ static __always_inline void remember(const struct hop_event *event)
 	last->netns = event->netns;
 	last->ifindex = event->ifindex;
 	last->bytes = event->bytes;
-	last->signature = event->signature;
+	last->signature = signature;
 	last->tuple = event->tuple;
 }
 
-static __always_inline void end_hop(struct hop_event *event)
+static __always_inline void end_hop(struct sight *sight, struct hop_event *event)
 {
 	if (!event)
 		return;
-	remember(event);
+	remember(event, sight->followed_signature);
 	hops.ringbuf_submit(event, 0);
 }
 

@@ -25,7 +25,7 @@ static __always_inline int netfilter_hop(struct bpf_nf_ctx *ctx, __u16 hop, int 
 		event->nf_family = state->pf;
 		event->out_ifindex = state->out ? state->out->ifindex : 0;
 	}
-	end_hop(event);
+	end_hop(&sight, event);
 	return NF_ACCEPT_;
 }
 

@@ -19,6 +19,6 @@ int skb_consumed(unsigned long long *ctx)
 	event->location = ctx[1];
 	if (event->flags & HOP_GONE)
 		followed_packets.delete(&head);
-	end_hop(event);
+	end_hop(&sight, event);
 	return 0;
 }

@@ -265,7 +265,7 @@ static __always_inline void report_end(int typed, void *ctx, struct sk_buff *skb
 	event->packet_id = hop->packet_id;
 	if (hop->flags & HOP_GONE)
 		followed_packets.delete(&head);
-	end_hop(hop);
+	end_hop(&sight, hop);
 	event->time_ns = bpf_ktime_get_boot_ns();
 	report_drop(ctx, skb, event);
 }

@@ -12,6 +12,6 @@ int sock_copied(unsigned long long *ctx)
 	event = begin_hop(typed, &sight, HOP_COPIED, 0);
 	if (event)
 		event->argument = ctx[1];
-	end_hop(event);
+	end_hop(&sight, event);
 	return 0;
 }

@@ -118,6 +118,13 @@ HOOKS = (
         optional=True,
     ),
     Hook(
+        "tcp-retransmit",
+        "segments that TCP sends again",
+        _tracepoint("tcp_retransmit_skb"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
         "sock-copied",
         "packets copied to an application",
         _tracepoint("skb_copy_datagram_iovec"),

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * tcp-retransmit: tracepoint tcp:tcp_retransmit_skb. The skb is the one in the retransmit queue: it
+ * has no headers, but shares its data with the one that was sent; what is sent now is a new packet.
+ */
+
+int tcp_retransmit(unsigned long long *ctx)
+{
+	const int typed = TYPED_tcp_retransmit;
+	const struct sock *sk = (void *)ctx[0];
+	const struct sk_buff *skb = (void *)ctx[1];
+	__u64 head = (__u64)LOAD(skb->head);
+	struct followed *sent = followed_packets.lookup(&head);
+	struct hop_event *event;
+
+	if (!sent)
+		return 0;
+	event = hops.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		lose(LOSS_HOPS);
+		return 0;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->time_ns = bpf_ktime_get_boot_ns();
+	event->packet_id = sent->packet_id;
+	event->signature = sent->signature;
+	event->hop = HOP_RETRANSMIT;
+	event->skb = (__u64)skb;
+	event->head = head;
+	event->netns = socket_netns(sk);
+	event->bytes = LOAD(skb->len);
+	hops.ringbuf_submit(event, 0);
+	return 0;
+}
