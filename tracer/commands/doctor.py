@@ -54,7 +54,8 @@ def hook_findings(probes: Iterable[HookProbe]) -> list[Finding]:
     """One finding a hook. A hook without a way is fatal only if no command can do without it."""
     probes = list(probes)
     commands = {command for probe in probes for command in probe.hook.commands}
-    lost = {command for probe in probes if not probe.way for command in probe.hook.commands}
+    needed = [probe.hook for probe in probes if not probe.way and not probe.hook.optional]
+    lost = {command for hook in needed for command in hook.commands}
     state = State.MISSING if lost == commands else State.DEGRADED
     return [_hook_finding(probe, state) for probe in probes]
 
@@ -64,6 +65,8 @@ def _hook_finding(probe: HookProbe, state_without: State) -> Finding:
     refused = "; ".join(probe.refused)
     if not probe.way:
         users = ", ".join(probe.hook.commands)
+        if probe.hook.optional:
+            return Finding(name, State.DEGRADED, f"{refused}: {users} tells less", "tracer hooks")
         return Finding(name, state_without, f"{refused}: no {users}", "tracer hooks")
     detail = f"{probe.way.kind} {probe.way.target}"
     if not probe.tried:

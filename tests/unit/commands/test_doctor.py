@@ -12,6 +12,7 @@ from tracer.model import Finding, State
 
 TYPED, RAW = Way("tp_btf", "kfree_skb"), Way("raw_tp", "kfree_skb", "each field costs a call")
 DROPS = Hook("skb-drop", "who freed it", (TYPED, RAW), ("drops", "flows"))
+EXTRA = Hook("nf-hook", "verdicts", (TYPED, RAW), ("drops", "flows"), optional=True)
 FLOWS = Hook("dev-rx", "what came", (TYPED, RAW), ("flows",))
 
 
@@ -39,6 +40,7 @@ def promised(hook):
         ([preferred(DROPS), closed(FLOWS)], ["ok", "degraded"], ExitCode.PARTIAL),
         ([closed(DROPS), preferred(FLOWS)], ["missing", "ok"], ExitCode.PARTIAL),
         ([closed(DROPS), closed(FLOWS)], ["missing", "missing"], ExitCode.UNUSABLE),
+        ([preferred(DROPS), closed(EXTRA)], ["ok", "degraded"], ExitCode.PARTIAL),
         ([promised(DROPS), promised(FLOWS)], ["ok", "ok"], ExitCode.DONE),
     ],
 )
