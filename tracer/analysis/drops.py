@@ -89,14 +89,21 @@ def end_fields(node: Node, charged: Pod | None, direction: str, packet: Record) 
     return fields
 
 
+def direction_by_address(charged: Pod | None, packet: Record) -> str:
+    """`egress` if the pod sent it, `ingress` if it was for the pod; empty if neither is sure."""
+    if charged and packet.get("src.address") in charged.addresses:
+        return "egress"
+    if charged and packet.get("dst.address") in charged.addresses:
+        return "ingress"
+    return ""
+
+
 def direction_of(event: np.void, charged: Pod | None, packet: Record) -> str:
     """`egress` or `ingress` as the charged pod sees it; empty when there is no pod."""
     if charged is None:
         return ""
-    if packet.get("src.address") in charged.addresses:
-        return "egress"
-    if packet.get("dst.address") in charged.addresses:
-        return "ingress"
+    if known := direction_by_address(charged, packet):
+        return known
     if event["direction"]:
         return DIRECTIONS[int(event["direction"])]
     # An address nobody knows (spoofed, ARP, link-local): a packet that came in by a device of

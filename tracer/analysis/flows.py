@@ -8,7 +8,13 @@ import numpy as np
 
 from tracer.analysis.addresses import address_bytes
 from tracer.analysis.conntrack import tuple_fields
-from tracer.analysis.drops import DIRECTIONS, end_fields, place_fields, pod_fields
+from tracer.analysis.drops import (
+    DIRECTIONS,
+    direction_by_address,
+    end_fields,
+    place_fields,
+    pod_fields,
+)
 from tracer.analysis.packet import network_type, tcp_flags
 from tracer.analysis.selection import owner
 from tracer.analysis.time import format_time
@@ -106,7 +112,9 @@ def _packet(key: np.void) -> Record:
     return packet
 
 
-def _charge(key: np.void, packet: Record, context: Context, address: str) -> Record:
+def _charge(
+    key: np.void, packet: Record, context: Context, address: str, *, dropped: bool = False
+) -> Record:
     """Direction, charged pod, and the pods at both ends."""
     place = {
         "netns": key["netns"],
@@ -116,6 +124,9 @@ def _charge(key: np.void, packet: Record, context: Context, address: str) -> Rec
     }
     pod = owner(context.node, place)
     direction = DIRECTIONS.get(int(key["direction"]), "")
+    if dropped:
+        # The kernel's direction is that of the first address it knew, maybe of the other pod.
+        direction = direction_by_address(pod, packet) or direction
     record: Record = {"direction": direction} if direction else {}
     record["k8s.node.name"] = context.node.name
     record.update(pod_fields("", pod))
@@ -150,7 +161,7 @@ def _flow_drop(
         "time": format_time(interval_ns[0]),
         "end_time": format_time(interval_ns[1]),
     }
-    record.update(_charge(flow, packet, context, packet.get(end, "")))
+    record.update(_charge(flow, packet, context, packet.get(end, ""), dropped=True))
     record["verdict"] = "dropped"
     record.update(packet)
     record["packets"], record["bytes"] = int(counts["packets"].sum()), int(counts["bytes"].sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -40,6 +41,14 @@ def positive(what: str) -> Callable[[str], int]:
     return read
 
 
+def _new_file(text: str) -> Path:
+    """A path that a file can be made at; TracerError before anything has been started."""
+    path = Path(text)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise TracerError(f"ready file {text}: cannot be made there", "name a writable path")
+    return path
+
+
 def add_pod_selection(parser: argparse.ArgumentParser) -> None:
     """--pod, --namespace, --selector."""
     group = parser.add_argument_group("selection")
@@ -71,7 +80,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--duration", type=duration_s, metavar="TIME", help="stop after 500ms, 5s, 2m"
     )
     group.add_argument(
-        "--ready-file", type=Path, metavar="PATH", help="made once every hook is attached"
+        "--ready-file", type=_new_file, metavar="PATH", help="made once every hook is attached"
     )
     group.add_argument(
         "--concurrent", action="store_true", help="run even if this command runs already"

@@ -99,3 +99,13 @@ def test_the_rest_is_summed_by_pod():
     (record,) = other_records(keys, np.array([11]), np.array([1100]), CONTEXT, 5)
     assert record["flow.other"] is True
     assert (record["k8s.pod.name"], record["packets"]) == ("web-1", 11)
+
+
+def test_a_drop_in_the_receivers_namespace_is_the_receivers_whatever_the_kernel_knew_first():
+    keys = np.zeros(1, STRUCTS["flow_drop_key"])
+    keys["flow"]["netns"], keys["flow"]["ifindex"], keys["flow"]["direction"] = POD_NETNS, 2, 1
+    _flow(keys[0]["flow"], "10.244.0.9", "10.244.0.5", 17)
+    counts = np.ones((1, 2), STRUCTS["drop_count"])
+    (record,) = flow_drop_records(keys, counts, CONTEXT, (1, 2))
+    assert (record["direction"], record["k8s.dst.pod.name"]) == ("ingress", "web-1")
+    assert "k8s.src.pod.name" not in record
