@@ -11,14 +11,15 @@ KALLSYMS = Path("/proc/kallsyms")
 MODULES = Path("/proc/modules")
 FUNCTION_KINDS = b"tTwW"
 AGAIN_S = 1.0
-"""Least time between two readings: an address of no known text asks for one."""
+"""Least time between two looks at the modules: an address of no known text asks for one."""
 
 
 class Symbols:
     """All functions of the kernel and its modules, sorted by address; ~10 MB for 120,000.
 
-    Modules come and go while we run: an address outside of all text known so far makes it read
-    both files once more. What belongs to no text then (a BPF program, say) stays a number.
+    Modules come and go while we run: after an address outside of all known text, both files are
+    read once more if the modules have changed. What belongs to no text (a BPF program, say) stays
+    a number.
     """
 
     def __init__(self, kallsyms: Path = KALLSYMS, modules: Path = MODULES) -> None:
@@ -27,7 +28,8 @@ class Symbols:
         self._addresses = np.empty(0, np.uint64)
         self._names = np.empty(0, "S1")
         self._text: list[tuple[int, int]] = []
-        self._read_s = 0.0
+        self._loaded = ""
+        self._looked_s = 0.0
         self._read()
 
     def _read(self) -> None:
@@ -46,17 +48,27 @@ class Symbols:
         self._text = (
             [(ends[b"_stext"], ends[b"_etext"])] if {b"_stext", b"_etext"} <= ends.keys() else []
         )
-        self._text += self._module_text()
-        self._read_s = time.monotonic()
+        self._loaded = self._read_modules()
+        self._text += [
+            (int(row[5], 16), int(row[5], 16) + int(row[1]))
+            for row in map(str.split, self._loaded.splitlines())
+        ]
+        self._looked_s = time.monotonic()
 
-    def _module_text(self) -> list[tuple[int, int]]:
-        """[base, base + size) of every module (`name size refs by state 0xbase`)."""
+    def _read_modules(self) -> str:
+        """/proc/modules: `name size refs by state 0xbase` a line; reference counts change often."""
         try:
             lines = self._modules.read_text().splitlines()
         except OSError:  # a kernel without modules
-            return []
-        rows = [line.split() for line in lines]
-        return [(int(row[5], 16), int(row[5], 16) + int(row[1])) for row in rows]
+            return ""
+        rows = (line.split() for line in lines)
+        return "\n".join(" ".join((row[0], row[1], "-", "-", "-", row[5])) for row in rows)
+
+    def _modules_changed(self) -> bool:
+        if time.monotonic() - self._looked_s < AGAIN_S:
+            return False
+        self._looked_s = time.monotonic()
+        return self._read_modules() != self._loaded
 
     def __len__(self) -> int:
         return len(self._addresses)
@@ -67,7 +79,7 @@ class Symbols:
 
     def name(self, address: int) -> str:
         """`symbol+0xoffset` (with ` [module]`), or the bare address when nothing is known."""
-        if not self._in_text(address) and time.monotonic() - self._read_s > AGAIN_S:
+        if not self._in_text(address) and self._modules_changed():
             self._read()
         index = int(np.searchsorted(self._addresses, np.uint64(address), side="right")) - 1
         if index < 0 or not self._in_text(address):
