@@ -106,6 +106,29 @@ class Node:
     """Grows with every change, so that a reader can tell cheaply whether to look again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One packet as a capture file holds it."""
+
+    device: DeviceKey
+    """Where it was seen; ifindex 0 where no device is known."""
+    name: str
+    """The device's name."""
+    description: str
+    """Whose it is, in words."""
+    time_ns: int
+    """Wall clock, since 1970."""
+    data: bytes
+    """From the Ethernet header on, as much as was captured."""
+    length_bytes: int
+    """What it had with the same header, captured or not."""
+    comment: str
+    packet_id: int = 0
+    """The same wherever one packet was seen; 0: not known."""
+    flow: int = 0
+    """1 inbound, 2 outbound, 0 not known: as epb_flags of pcapng has it."""
+
+
 class State(str, Enum):
     """What a finding means for running tracer, best first."""
 

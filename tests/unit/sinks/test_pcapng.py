@@ -1,0 +1,217 @@
+"""Capture files: tshark and capinfos read them without a complaint, and find everything in them."""
+
+import shutil
+import struct
+import subprocess
+from socket import inet_aton
+
+import numpy as np
+import pytest
+
+from tracer.analysis.addresses import address_bytes
+from tracer.analysis.drops import Context
+from tracer.analysis.frames import frames, hop_name
+from tracer.errors import TracerError
+from tracer.layout import layout
+from tracer.model import Device, Namespace, Node, Pod
+from tracer.sinks.pcapng import Pcapng
+
+NODE_NETNS, POD_NETNS, PLAIN_NETNS = 4026531833, 4026532001, 4026532002
+WEB = Pod("u1", "shop", "web-1", POD_NETNS, addresses=("10.244.0.5",))
+NODE = Node(
+    "n1",
+    NODE_NETNS,
+    pods={"u1": WEB},
+    namespaces={PLAIN_NETNS: Namespace(PLAIN_NETNS, "blue")},
+    devices={
+        (NODE_NETNS, 7): Device(NODE_NETNS, 7, "veth7"),
+        (POD_NETNS, 2): Device(POD_NETNS, 2, "eth0"),
+        (PLAIN_NETNS, 2): Device(PLAIN_NETNS, 2, "eth0"),
+    },
+    pod_by_netns={POD_NETNS: "u1"},
+    pod_by_device={(NODE_NETNS, 7): "u1", (POD_NETNS, 2): "u1"},
+    pod_by_address={"10.244.0.5": "u1"},
+)
+CONTEXT = Context(
+    NODE,
+    {2: "NOT_SPECIFIED", 12: "NETFILTER_DROP"},
+    lambda at: {1: "nft_do_chain+0x5", 2: "nft_do_chain_ipv4+0x1", 3: "ip_forward+0x9"}[at],
+    wall_offset_ns=1_700_000_000_000_000_000,
+)
+HOP = layout().enums["hop"]
+MAC = bytes.fromhex("020000000002") + bytes.fromhex("020000000001")
+FIELDS = (
+    "frame.time_epoch", "frame.interface_name", "frame.interface_description", "frame.comment",
+    "frame.len", "frame.cap_len", "frame.packet_id", "ip.dst", "udp.dstport", "eth.src",
+)  # fmt: skip
+
+
+def udp(payload=20):
+    return (
+        struct.pack("!BBHHHBBH", 0x45, 0, 28 + payload, 7, 0, 64, 17, 0)
+        + inet_aton("10.244.0.5")
+        + inet_aton("10.244.0.6")
+        + struct.pack("!HHHH", 4000, 9099, 8 + payload, 0)
+        + bytes(payload)
+    )
+
+
+def event(struct_name, packet=None, mac=MAC, **fields):
+    row = np.zeros(1, layout().structs[struct_name])[0]
+    packet = udp() if packet is None else packet
+    raw = ((mac or bytes(12)) + b"\x08\x00" + packet)[: len(row["packet"])]
+    row["packet"][: len(raw)] = np.frombuffer(raw, np.uint8)
+    row["captured_bytes"], row["bytes"], row["has_mac"] = len(raw), len(packet), mac is not None
+    for name, value in fields.items():
+        row[name] = value
+    return row
+
+
+def hops():
+    pod, node = {"netns": POD_NETNS, "ifindex": 2}, {"netns": NODE_NETNS, "ifindex": 7}
+    return np.array(
+        [
+            event("hop_event", None, None, hop=HOP.HOP_NF_LEAVE, time_ns=1, nf_family=2,
+                  nf_hook=3, packet_id=9, **pod),
+            event("hop_event", hop=HOP.HOP_DEV_XMIT, time_ns=2, packet_id=9, **pod),
+            event("hop_event", udp(500), hop=HOP.HOP_DEV_RX, time_ns=1_000_000_003, packet_id=9,
+                  **node),
+            event("hop_event", hop=HOP.HOP_DROPPED, time_ns=5, argument=12, location=1,
+                  packet_id=8, netns=PLAIN_NETNS, ifindex=2),
+            event("hop_event", hop=HOP.HOP_NF_ENTER, time_ns=6, nf_family=10, nf_hook=4,
+                  packet_id=8, netns=NODE_NETNS, ifindex=99),
+        ]
+    )  # fmt: skip
+
+
+def drops():
+    stack = np.array([1, 2, 3] + [0] * 21, np.uint64)
+    address = np.frombuffer(address_bytes("10.244.0.5"), np.uint8)
+    return np.array(
+        [
+            event("drop_event", reason=12, location=1, stack=stack, time_ns=9, ifname=b"veth9",
+                  netns=NODE_NETNS, ifindex=9, pod_address=address),
+            event("drop_event", reason=2, location=3, time_ns=8, netns=PLAIN_NETNS),
+        ]
+    )  # fmt: skip
+
+
+def capture(path):
+    sink = Pcapng(path)
+    sink.write(frames("hops", hops(), CONTEXT))
+    sink.write(frames("drops", drops(), CONTEXT))
+    sink.write([])
+    sink.close()
+    return path
+
+
+def run(tool, *args):
+    """The tool's lines; a complaint fails the test."""
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    done = subprocess.run([tool, *args], capture_output=True, text=True, check=False, timeout=60)
+    complaints = [line for line in done.stderr.splitlines() if "could be dangerous" not in line]
+    assert (done.returncode, complaints) == (0, [])
+    return done.stdout.splitlines()
+
+
+def test_tshark_reads_names_comments_and_nanoseconds(tmp_path):
+    path = capture(tmp_path / "c.pcapng")
+    options = [word for name in FIELDS for word in ("-e", name)]
+    rows = [
+        line.split("\t")
+        for line in run("tshark", "-r", path, "-T", "fields", "-E", "separator=/t", *options)
+    ]
+    made_up = "link-layer header made up"
+    pod, node = "pod shop/web-1, netns 4026532001, node n1", "pod shop/web-1, netns node, node n1"
+    assert [row[:4] for row in rows] == [
+        ["1700000000.000000001", "eth0", pod,
+         f"pod shop/web-1: nf-leave ip OUTPUT, accepted, {made_up}, packet 9"],
+        ["1700000000.000000002", "eth0", pod, "pod shop/web-1: dev-xmit, packet 9"],
+        ["1700000000.000000005", "eth0", "netns blue, node n1",
+         "netns blue: dropped, NETFILTER_DROP at nft_do_chain+0x5, packet 8"],
+        ["1700000000.000000006", "if99", "netns node, node n1",
+         "netns node: nf-enter ip6 POSTROUTING, packet 8"],
+        ["1700000001.000000003", "veth7", node, "pod shop/web-1: dev-rx, packet 9"],
+        ["1700000000.000000008", "no device", "netns blue, node n1",
+         "netns blue: dropped, NOT_SPECIFIED at ip_forward+0x9"],
+        ["1700000000.000000009", "veth9", node,
+         "pod shop/web-1: dropped, NETFILTER_DROP at nft_do_chain+0x5, ip FORWARD"],
+    ]  # fmt: skip
+    assert rows[4][4:7] == ["542", str(layout().constants["SNAPLEN"]), "9"]
+    assert rows[5][6] == ""
+    assert {(*row[7:9],) for row in rows} == {("10.244.0.6", "9099")}
+    assert [row[9] for row in rows[:2]] == ["00:00:00:00:00:00", "02:00:00:00:00:01"]
+
+
+def test_capinfos_counts_interfaces_and_packets(tmp_path):
+    lines = [line.strip() for line in run("capinfos", capture(tmp_path / "c.pcapng"))]
+    assert "Number of packets:   7" in lines
+    assert "Number of interfaces in file: 6" in lines
+    assert "File timestamp precision:  nanoseconds (9)" in lines
+
+
+def test_tshark_finds_nothing_wrong(tmp_path):
+    path = capture(tmp_path / "c.pcapng")
+    told = run("tshark", "-r", path, "-q", "-z", "expert")
+    assert not [line for line in told if line.startswith(("Errors", "Warns"))]
+
+
+def blocks(content):
+    """(type, block) of each whole block; the length must stand at both ends."""
+    at = 0
+    while at < len(content):
+        kind, size = struct.unpack_from("<II", content, at)
+        assert size % 4 == 0
+        if at + size > len(content):
+            break
+        assert struct.unpack_from("<I", content, at + size - 4) == (size,)
+        yield kind, content[at : at + size]
+        at += size
+
+
+def test_blocks_are_whole_and_interfaces_come_before_their_packets(tmp_path):
+    known = -1
+    kinds = []
+    for kind, block in blocks(capture(tmp_path / "c.pcapng").read_bytes()):
+        kinds.append(kind)
+        known += kind == 1
+        if kind == 6:
+            assert struct.unpack_from("<I", block, 8)[0] <= known
+    assert kinds[0] == 0x0A0D0D0A
+    assert (kinds.count(1), kinds.count(6)) == (6, 7)
+
+
+def test_each_batch_is_one_write(tmp_path, monkeypatch):
+    path, writes = tmp_path / "c.pcapng", []
+    sink = Pcapng(path)
+    monkeypatch.setattr(sink._file, "append", writes.append)
+    sink.write(frames("hops", hops(), CONTEXT))
+    assert [len(list(blocks(piece))) for piece in writes] == [5 + 4]
+
+
+def test_what_we_did_not_make_is_not_overwritten(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(TracerError, match="holds something else"):
+        Pcapng(tmp_path / "notes")
+    capture(tmp_path / "c.pcapng")
+    capture(tmp_path / "c.pcapng")
+
+
+def test_a_device_that_got_another_name_is_another_interface(tmp_path):
+    one = frames("hops", hops()[1:2], CONTEXT)
+    sink = Pcapng(tmp_path / "c.pcapng")
+    sink.write(one)
+    node = Node("n1", NODE_NETNS, devices={(POD_NETNS, 2): Device(POD_NETNS, 2, "net1")})
+    sink.write(frames("hops", hops()[1:2], Context(node, {}, hex, 0)))
+    sink.close()
+    kinds = [kind for kind, _ in blocks((tmp_path / "c.pcapng").read_bytes())]
+    assert kinds == [0x0A0D0D0A, 1, 6, 1, 6]
+
+
+def test_hops_of_another_kernel_side_keep_their_number():
+    assert hop_name(HOP.HOP_DEV_QUEUE) == "dev-queue"
+    assert hop_name(999) == "999"
+    strange = event("hop_event", hop=HOP.HOP_NF_ENTER, nf_family=77, nf_hook=200, netns=1)
+    (frame,) = frames("hops", np.array([strange]), CONTEXT)
+    assert frame.comment == "netns 1: nf-enter family 77 hook 200"
