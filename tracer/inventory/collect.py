@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tracer.inventory import files, namespaces, rtnl
 from tracer.inventory.facts import CniResult, Facts, Paths, PodLog, View
 from tracer.inventory.processes import Reader, read_inode
+from tracer.inventory.settling import Settling
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,6 +29,10 @@ class Collector:
     """netns inode → its devices; kept current by `follow`, forgotten by `forget`."""
     stamps: tuple[int, ...] = ()
     """Directory times of the last `collect`; compare with `read_stamps`."""
+    settling: Settling = field(default_factory=Settling)
+    """Namespaces too new to be trusted; says when to `collect` again for their sake."""
+    is_deaf: bool = False
+    """Whether events tell of the node's own namespace only."""
     _reader: Reader | None = None
     _logs: tuple[PodLog, ...] = ()
     _cni: tuple[CniResult, ...] = ()
@@ -77,6 +83,16 @@ class Collector:
             view = self.views.get(self._origin(node, notes))
             for kind, offset in rtnl.messages(data):
                 changed |= view is None or rtnl.apply(view, kind, data, offset)
+
+    def open_events(self) -> socket.socket | None:
+        """Open what `follow` reads; None without netlink."""
+        inode, path = self.node_netns()
+        if "netlink" not in self.sources or not path:
+            return None
+        events, self.is_deaf = namespaces.open_events(path, inode)
+        lost = "netlink: no CAP_NET_BROADCAST; changes inside pods are seen late"
+        self._warnings["events"] = (lost,) if self.is_deaf else ()
+        return events
 
     def forget(self) -> None:
         """Read every namespace anew the next time."""
@@ -132,10 +148,27 @@ class Collector:
     def _read_views(self, node: int, handles: dict[int, str]) -> None:
         for inode in self.views.keys() - handles.keys():
             del self.views[inode]
-        missing = {inode: path for inode, path in handles.items() if inode not in self.views}
-        if missing:
-            views, self._warnings["netlink"] = namespaces.read_views(missing, node, handles[node])
-            self.views.update(views)
+        heard = self._heard(node, handles)
+        trusted = heard & self.views.keys() - self.settling.births.keys()
+        stale = {inode: path for inode, path in handles.items() if inode not in trusted}
+        self._warnings["netlink"] = ()
+        if stale:
+            reading = namespaces.read_views(stale, node, handles[node])
+            self._warnings["netlink"] = reading.warnings
+            self.views.update(reading.views)
+            if node in self.views:
+                self.views[node].nsids.update(reading.nsids)
             namespaces.join_unknown(self.views, handles)
-        if node in self.views:
-            namespaces.learn_neighbours(self.views, node)
+        unheard = handles.keys() - self._heard(node, handles)
+        self.settling.look(unheard, handles, time.monotonic())
+
+    def _heard(self, node: int, handles: Collection[int]) -> set[int]:
+        """Tell whose changes `follow` is told of: the node's, and those it has an id for.
+
+        All others are read at each look.
+        """
+        if node not in self.views or self.is_deaf:
+            return {node}
+        ours = self.views[node]
+        ours.nsids = {nsid: inode for nsid, inode in ours.nsids.items() if inode in handles}
+        return {node, *ours.nsids.values()}

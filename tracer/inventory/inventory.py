@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tracer.inventory import namespaces
 from tracer.inventory.collect import Collector
 from tracer.inventory.cri_follow import Follower
 from tracer.inventory.facts import SOURCES, Facts, Paths
@@ -21,7 +20,6 @@ from tracer.inventory.merge import merge
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection
-    from contextlib import AbstractContextManager
 
     from tracer.model import Node
 
@@ -125,7 +123,9 @@ class Inventory:
 
     def _run(self, on_change: Callable[[Node], None] | None) -> None:
         try:
-            with self._open_events() as events:
+            with self._lock:
+                opened = self._collector.open_events()
+            with opened or nullcontext() as events:
                 self._follow(events, on_change)
         except Exception:  # noqa: BLE001 - a thread's last words
             if not self._stopped.is_set():
@@ -142,17 +142,13 @@ class Inventory:
                 started = time.thread_time()
                 node = self._publish(self._collector.collect())
                 cost = time.thread_time() - started
+            looked = time.monotonic()
             if node is not seen and on_change:
                 on_change(node)
             seen = node
             self._stopped.wait(min(max(GAP_S, cost / SHARE), MAX_GAP_S))
-            self._wait(events, time.monotonic() + max(POLL_S, cost / IDLE_SHARE))
-
-    def _open_events(self) -> AbstractContextManager[socket.socket | None]:
-        inode, path = self._collector.node_netns()
-        if "netlink" not in self._sources or not path:
-            return nullcontext()
-        return namespaces.open_events(path, inode)
+            poll = time.monotonic() + max(POLL_S, cost / IDLE_SHARE)
+            self._wait(events, min(poll, self._collector.settling.next_s(looked)))
 
     def _wait(self, events: socket.socket | None, deadline: float) -> None:
         """Until something changed, somebody asked, or the deadline."""
@@ -172,6 +168,6 @@ class Inventory:
                 if changed:
                     self._cri.poke()
                     return
-            elif self._collector.read_stamps() != self._collector.stamps:
+            if self._collector.read_stamps() != self._collector.stamps:
                 self._cri.poke()
                 return

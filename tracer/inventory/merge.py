@@ -130,7 +130,7 @@ def _netns(box: Sandbox | None, seen: _Evidence, spaces: _Namespaces) -> int | N
 
 
 def _addresses(box: Sandbox | None, seen: _Evidence, view: View | None) -> tuple[str, ...]:
-    """Take the kernel's where its namespace could be read, in the runtime's order; else as told."""
+    """Take the kernel's where its namespace has any, in the runtime's order; else as told."""
     told = dict.fromkeys(
         _canonical(address)
         for address in (
@@ -138,9 +138,10 @@ def _addresses(box: Sandbox | None, seen: _Evidence, view: View | None) -> tuple
             *(a for c in seen.cni for a in c.addresses),
         )
     )
-    if view is None:
+    told_by_view = view.addresses.values() if view else ()
+    held = dict.fromkeys(a for some in told_by_view for a in some if is_routable(a))
+    if not held:  # not read, or read while it was being set up
         return tuple(told)
-    held = dict.fromkeys(a for some in view.addresses.values() for a in some if is_routable(a))
     return tuple(a for a in told if a in held) + tuple(a for a in held if a not in told)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,33 +24,51 @@ if TYPE_CHECKING:
     from tracer.inventory.facts import View
 
 
-def read_views(
-    handles: Mapping[int, str], node: int, node_path: str
-) -> tuple[dict[int, View], tuple[str, ...]]:
-    """(netns inode → its devices, warnings) for each handle (inode → path to open).
+@dataclass(slots=True)
+class Reading:
+    """What one round through namespaces found."""
+
+    views: dict[int, View] = field(default_factory=dict)
+    """netns inode → its devices."""
+    nsids: dict[int, int] = field(default_factory=dict)
+    """The node's id of a namespace → its inode; only those with an id can be heard."""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What could not be read, in one line; empty where all could."""
+        if not self.failures:
+            return ()
+        text = f"netlink: {len(self.failures)} namespaces could not be read ({self.failures[0]})"
+        return (f"{text}; their devices and addresses are unknown",)
+
+
+def read_views(handles: Mapping[int, str], node: int, node_path: str) -> Reading:
+    """Read the devices of each handle (netns inode → path to open).
 
     A namespace that ended meanwhile, or whose path now leads to another, is left out.
     """
-    views: dict[int, View] = {}
-    failures: list[str] = []
+    reading = Reading()
 
     def work() -> None:
-        with ExitStack() as stack:
-            fd = stack.enter_context(_opened(node_path, node))
+        with _opened(node_path, node) as fd, _socket_in(node_path, node) as asking:
             for inode, path in handles.items():
                 try:
+                    # The id first: what changes after it is heard, what changed before is read.
+                    if inode != node and (nsid := _read_nsid(asking, path, inode)) is not None:
+                        reading.nsids[nsid] = inode
                     with _socket_in(path, inode) as sock:
-                        views[inode] = rtnl.read_view(sock, fd, node)
+                        reading.views[inode] = rtnl.read_view(sock, fd, node)
                 except (FileNotFoundError, ProcessLookupError):
                     continue
                 except OSError as error:
-                    failures.append(f"{path}: {os.strerror(error.errno or 0)}")
+                    reading.failures.append(f"{path}: {os.strerror(error.errno or 0)}")
 
-    _in_thread(work)
-    if not failures:
-        return views, ()
-    text = f"netlink: {len(failures)} namespaces could not be read ({failures[0]})"
-    return views, (f"{text}; their devices and addresses are unknown",)
+    try:
+        _in_thread(work)
+    except OSError as error:
+        reading.failures.append(f"{node_path}: {os.strerror(error.errno or 0)}")
+    return reading
 
 
 def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
@@ -68,8 +87,7 @@ def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
             try:
                 with _socket_in(handles[inode], inode) as sock:
                     for other in others:
-                        with _opened(handles[other], other) as fd:
-                            nsid = rtnl.read_nsid(sock, fd)
+                        nsid = _read_nsid(sock, handles[other], other)
                         if nsid is not None:
                             views[inode].nsids[nsid] = other
             except (OSError, KeyError):
@@ -78,22 +96,9 @@ def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
     _in_thread(work)
 
 
-def learn_neighbours(views: Mapping[int, View], node: int) -> None:
-    """Fill in which netns each of the node's ids means, from what the other ends tell."""
-    ours = views[node]
-    ours.nsids.clear()
-    for inode, view in views.items():
-        for link in view.links.values():
-            if inode == node or link.link_nsid is None or view.nsids.get(link.link_nsid) != node:
-                continue
-            end = ours.links.get(link.link or 0)
-            if end and end.link == link.ifindex and end.link_nsid is not None:
-                ours.nsids[end.link_nsid] = inode
-
-
-def open_events(path: str, inode: int) -> socket.socket:
+def open_events(path: str, inode: int) -> tuple[socket.socket, bool]:
     """Open a socket for the changes in one namespace and its neighbours (`rtnl.open_events`)."""
-    made: list[socket.socket] = []
+    made: list[tuple[socket.socket, bool]] = []
 
     def work() -> None:
         _enter(path, inode)
@@ -118,6 +123,11 @@ def _candidates(inode: int, view: View, views: Mapping[int, View]) -> list[int]:
         if other not in known
         and any((link.ifindex, link.link) in ends for link in theirs.links.values())
     ]
+
+
+def _read_nsid(sock: socket.socket, path: str, inode: int) -> int | None:
+    with _opened(path, inode) as fd:
+        return rtnl.read_nsid(sock, fd)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ a socket for a millisecond; what the bytes mean is pyroute2's business.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
@@ -28,12 +27,13 @@ Message = Any
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWNSID, RTM_GETNSID = 88, 90
+RTM_NEWNSID, RTM_DELNSID, RTM_GETNSID = 88, 89, 90
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
 NETNSA_FD = 3
 NETNSA_NSID_NOT_ASSIGNED = 0xFFFFFFFF
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+RTMGRP_NSID = 0x8000000
 SOL_NETLINK, NETLINK_LISTEN_ALL_NSID = 270, 8
 RECEIVE_BYTES = 1 << 16
 EVENT_BUFFER_BYTES = 1 << 20
@@ -48,21 +48,24 @@ def open_socket() -> socket.socket:
     return sock
 
 
-def open_events() -> socket.socket:
+def open_events() -> tuple[socket.socket, bool]:
     """Open a non-blocking socket for link and address changes in the calling thread's netns.
 
+    The second value is true where it hears nothing else, for want of CAP_NET_BROADCAST.
     Where we may, it also hears every namespace that this one has an id for, that is the
-    other ends of its veth pairs; no socket has to be kept in them, which would keep a
-    dead pod's namespace alive.
+    other ends of its veth pairs, and when such an id comes and goes; no socket has to be kept
+    in them, which would keep a dead pod's namespace alive.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     sock.settimeout(0)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
-    # Without CAP_NET_BROADCAST we hear our own; a poll finds the others' changes.
-    with contextlib.suppress(PermissionError):
+    is_deaf = False
+    try:
         sock.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
-    sock.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
-    return sock
+    except PermissionError:
+        is_deaf = True
+    sock.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_NSID))
+    return sock, is_deaf
 
 
 def read_view(sock: socket.socket, node_fd: int, node_inode: int) -> View:
@@ -94,6 +97,8 @@ def apply(view: View, kind: int, data: bytes, offset: int) -> bool:
         return _apply_link(view, kind, _decode(ifinfmsg, data, offset))
     if kind in (RTM_NEWADDR, RTM_DELADDR):
         return _apply_address(view, kind, _decode(ifaddrmsg, data, offset))
+    if kind in (RTM_NEWNSID, RTM_DELNSID):
+        return _apply_nsid(view, kind, _decode(nsidmsg, data, offset))
     return False
 
 
@@ -143,6 +148,13 @@ def _apply_address(view: View, kind: int, message: Message) -> bool:
     else:
         held[address] = None
     return changed
+
+
+def _apply_nsid(view: View, kind: int, message: Message) -> bool:
+    nsid = message.get_attr("NETNSA_NSID")
+    if kind == RTM_NEWNSID:
+        return nsid not in view.nsids  # whose it is, the message does not say
+    return view.nsids.pop(nsid, None) is not None
 
 
 def _decode(message_type: Callable[..., Any], data: bytes, offset: int) -> Message:

@@ -147,6 +147,17 @@ def test_the_kernels_addresses_win_over_what_was_told():
     assert pod.addresses == ("10.244.0.8", "10.244.0.7")
 
 
+def test_what_was_told_stands_in_where_the_kernel_has_no_address_yet():
+    bare = View({1: Link(1, "lo"), 2: Link(2, "eth0", "veth")}, {1: {"127.0.0.1": None}})
+    told = (CniResult(BOX.id, addresses=("fd00:0::8",)),)
+    known = {"sandboxes": (BOX,), "processes": (PROCESS,), "cni_results": told}
+    node = merge(facts(views={ONE: bare}, **known))
+    assert node.pods[UID].addresses == ("10.244.0.8", "fd00::8")
+    assert node.pod_by_address == {"10.244.0.8": UID, "fd00::8": UID}
+    bare.addresses[2] = {"10.244.0.7": None}
+    assert merge(facts(views={ONE: bare}, **known)).pods[UID].addresses == ("10.244.0.7",)
+
+
 def test_a_veth_between_two_pods_and_one_inside_a_namespace():
     one, two = view("10.0.0.1", link=2, nsid=4), view("10.0.0.2", link=2, nsid=0)
     one.nsids[4] = TWO

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 
 from tracer.inventory import namespaces, rtnl
 from tracer.inventory.facts import Link, View
@@ -44,15 +45,21 @@ VETH = {
 
 def test_our_own_namespace_needs_no_right():
     inode = os.stat(OWN).st_ino  # noqa: PTH116 - the link's target
-    views, warnings = namespaces.read_views({inode: OWN}, inode, OWN)
-    assert not warnings
-    assert views[inode].links[1].name == "lo"
+    reading = namespaces.read_views({inode: OWN}, inode, OWN)
+    assert not reading.warnings
+    assert reading.views[inode].links[1].name == "lo"
 
 
 def test_a_path_that_leads_elsewhere_is_left_out():
     inode = os.stat(OWN).st_ino  # noqa: PTH116 - same
-    views, warnings = namespaces.read_views({inode + 1: OWN, 5: "/nowhere"}, inode, OWN)
-    assert (views, warnings) == ({}, ())
+    reading = namespaces.read_views({inode + 1: OWN, 5: "/nowhere"}, inode, OWN)
+    assert (reading.views, reading.nsids, reading.warnings) == ({}, {}, ())
+
+
+def test_a_node_that_cannot_be_entered_is_a_warning():
+    reading = namespaces.read_views({5: "/nowhere"}, 5, "/nowhere")
+    assert not reading.views
+    assert "/nowhere" in reading.warnings[0]
 
 
 def test_a_link_comes_changes_and_goes():
@@ -85,11 +92,21 @@ def test_addresses_come_and_go():
     assert list(view.addresses[17]) == ["10.0.0.1"]
 
 
-def test_the_nodes_ids_are_learnt_from_the_other_ends():
-    pod = View({2: Link(2, "eth0", "veth", link=17, link_nsid=0)}, nsids={0: 100})
-    node = View({17: Link(17, "veth1", "veth", link=2, link_nsid=5)})
-    namespaces.learn_neighbours({100: node, 201: pod}, 100)
-    assert node.nsids == {5: 201}
+def nsid(kind, number):
+    message = nsidmsg()
+    message["header"]["type"] = kind
+    message["attrs"] = [("NETNSA_NSID", number)]
+    message.encode()
+    return kind, bytes(message.data), 0
+
+
+def test_ids_come_and_go():
+    view = View(nsids={5: 201})
+    assert rtnl.apply(view, *nsid(rtnl.RTM_NEWNSID, 6)), "somebody new: look who"
+    assert not rtnl.apply(view, *nsid(rtnl.RTM_NEWNSID, 5))
+    assert rtnl.apply(view, *nsid(rtnl.RTM_DELNSID, 5))
+    assert not view.nsids
+    assert not rtnl.apply(view, *nsid(rtnl.RTM_DELNSID, 5))
 
 
 @given(st.binary(max_size=200))
