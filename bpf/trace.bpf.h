@@ -27,8 +27,8 @@ struct sight {
 	__u32 signature;
 	__u32 place; /* of a pod, see pod_place() */
 	__u32 followed_signature; /* of the packet as it was chosen: a tunnel's differs */
-	__u8 tcp_flags;
-	struct tuple tuple;
+	__u32 tcp_flags;
+	struct tuple tuple __attribute__((aligned(8))); /* it is written in larger pieces */
 };
 
 /* Read addresses, ports and signature. */
