@@ -31,7 +31,10 @@ static __always_inline int netfilter_hop(struct bpf_nf_ctx *ctx, __u16 hop, int 
 
 int nf_enter(struct bpf_nf_ctx *ctx)
 {
-	return netfilter_hop(ctx, HOP_NF_ENTER, 1);
+	/* What passes the other hooks has just been asked about at a device. */
+	__u32 hook = ctx->state->hook;
+	return netfilter_hop(ctx, HOP_NF_ENTER,
+			     hook == NF_INET_LOCAL_OUT || hook == NF_INET_LOCAL_IN);
 }
 
 int nf_leave(struct bpf_nf_ctx *ctx)
