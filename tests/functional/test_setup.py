@@ -1,9 +1,11 @@
 """The set-up, for real: a copy of the checkout, apt, pip, a virtual environment of its own."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,32 +18,34 @@ NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
 BCC = Path("/usr/lib/python3/dist-packages/bcc")
 
 
-def copy_checkout(to):
-    """The tracked files, as they are now."""
+@contextlib.contextmanager
+def copied_checkout():
+    """A copy of the tracked files as they are now; not below pytest's own, closed directories."""
     names = subprocess.run(
         ["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, check=True, text=True
     ).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).exists():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
-    # pytest's own directories are closed to others; what is tested here is the scripts' answer
-    for parent in (to, *to.parents[:3]):
-        parent.chmod(0o755)
-    return to
+    with tempfile.TemporaryDirectory(prefix="trt-checkout-") as directory:
+        to = Path(directory)
+        to.chmod(0o755)
+        for name in filter(None, names):
+            if (ROOT / name).exists():
+                (to / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, to / name)
+        yield to
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
+def ready():
     """A checkout that `scripts/tracer` has set up; (path, what the first run wrote)."""
-    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
-    return checkout, call(checkout)
+    with copied_checkout() as checkout:
+        yield checkout, call(checkout)
 
 
 @pytest.fixture
-def fresh(tmp_path):
+def fresh():
     """A checkout that nobody has run yet."""
-    return copy_checkout(tmp_path)
+    with copied_checkout() as checkout:
+        yield checkout
 
 
 def call(checkout, *before, script="tracer", arguments=("--version",), **options):
