@@ -1,0 +1,299 @@
+"""Hop records, in any order → packets, each with its whole way; columns, not objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.analysis import branches
+from tracer.analysis.branches import FLAG, HOP
+from tracer.analysis.flow_key import KEY_BYTES, Flow, Flows
+from tracer.analysis.retransmit import Retransmissions
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+QUIET_NS = 1_000_000_000
+"""A packet of which nothing was heard for so long is complete: it waits in a socket's queue, or
+ended where no tracepoint is."""
+PACE_NS = 200_000_000
+BUSY_HOPS = 10_000
+"""With more hops waiting than this, they are looked through only every PACE_NS."""
+MANY_DROPS = 4096
+_IP_CT_RELATED, _IP_CT_IS_REPLY, _IP_CT_RELATED_REPLY = 1, 3, 4
+_IPS_NAT_MASK = 0x30
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The hops of some complete packets, sorted by packet and time."""
+
+    rows: np.ndarray
+    order: branches.Order
+    netns: NDArray[np.uint32]
+    """Of each row; where the record does not tell, that of the hop before."""
+    conntrack: NDArray[np.int64]
+    """Of each packet the row with the conntrack entry that tells its flow, or -1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One packet: rows `start` to `stop` of `batch.rows`."""
+
+    batch: Batch
+    number: int
+    """Which packet of the batch."""
+    start: int
+    stop: int
+    flow: Flow
+    drop: np.void | None = None
+    """The `struct drop_event` of its last death."""
+    retransmitted: bool = False
+    """TCP: these bytes had been sent before."""
+    joined: bool = False
+    """Recognised although its data had moved: inferred."""
+    lost: int = 0
+    """Hop records, of this packet or others, that were lost while it was on its way."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Its hops by time, as `struct hop_event`."""
+        return self.batch.rows[self.start : self.stop]
+
+    @property
+    def begin_ns(self) -> int:
+        """CLOCK_BOOTTIME of its first hop."""
+        return int(self.batch.rows["time_ns"][self.start])
+
+    @property
+    def duration_ns(self) -> int:
+        """From its first hop to its last."""
+        return int(self.batch.rows["time_ns"][self.stop - 1]) - self.begin_ns
+
+    @property
+    def died(self) -> bool:
+        """Whether it, or a clone of it, was dropped anywhere."""
+        return bool((self.rows["hop"] == HOP.HOP_DROPPED).any())
+
+
+class Assembler:
+    """Collects hops and drops, and gives back packets once they are complete."""
+
+    def __init__(self) -> None:
+        self._hops: list[np.ndarray] = []
+        self._drops: list[np.ndarray] = []
+        self._flows = Flows()
+        self._retransmissions = Retransmissions()
+        self._looked_ns = 0
+        self._lost, self._loss_looked_ns = 0, 0
+        self._losses: list[tuple[int, int, int]] = []
+
+    def add(self, hops: np.ndarray, drops: np.ndarray) -> None:
+        """Take batches of `struct hop_event` and `struct drop_event`, in any order."""
+        if len(hops):
+            self._hops.append(hops)
+        drops = drops[drops["packet_id"] > 0]
+        if len(drops):
+            self._drops.append(drops)
+
+    def note_losses(self, total: int, now_ns: int) -> None:
+        """Tell how many hop records the kernel has lost so far, before `take`."""
+        if total > self._lost:
+            self._losses.append((self._loss_looked_ns, now_ns, total - self._lost))
+        self._lost, self._loss_looked_ns = total, now_ns
+        self._losses = self._losses[-MANY_DROPS:]
+
+    def take(self, now_ns: int, *, everything: bool = False) -> list[Path]:
+        """Packets that ended, or were quiet for QUIET_NS; by the time of their first hop.
+
+        `now_ns` is CLOCK_BOOTTIME; with `everything` also those still under way.
+        """
+        waiting = sum(map(len, self._hops))
+        if waiting > BUSY_HOPS and now_ns - self._looked_ns < PACE_NS and not everything:
+            return []
+        self._looked_ns = now_ns
+        drops = np.concatenate(self._drops) if self._drops else _NO_DROPS()
+        rows = self._join_orphans(drops, now_ns, everything=everything)
+        if rows is None:
+            return []
+        ids = branches.roots(rows)
+        done = np.ones(len(rows), bool) if everything else _complete(rows, ids, drops, now_ns)
+        self._hops = [] if done.all() else [rows[~done]]
+        known = np.isin(drops["packet_id"], rows["packet_id"][done])
+        kept = drops[~known]
+        self._drops = [kept] if len(kept) else []
+        return self._paths(rows[done], ids[done], drops[known]) if done.any() else []
+
+    def _join_orphans(
+        self, drops: np.ndarray, now_ns: int, *, everything: bool
+    ) -> np.ndarray | None:
+        """All hops; a drop whose hop records were all lost is made into one."""
+        late = (drops["time_ns"].astype(np.int64) < now_ns - QUIET_NS) | everything
+        for hops in self._hops:
+            late &= ~np.isin(drops["packet_id"], hops["packet_id"])
+        if late.any():
+            dtype = self._hops[0].dtype if self._hops else layout().structs["hop_event"]
+            self._hops.append(_as_hops(drops[late], dtype))
+        if not self._hops:
+            return None
+        return np.concatenate(self._hops) if len(self._hops) > 1 else self._hops[0]
+
+    def _paths(self, rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray) -> list[Path]:
+        by_time = np.lexsort((rows["time_ns"], ids))
+        rows, ids = rows[by_time], ids[by_time]
+        stray = branches.stray_routes(rows, ids)
+        if stray.any():
+            rows, ids = rows[~stray], ids[~stray]
+        order = branches.order(rows, ids)
+        batch = Batch(rows, order, _netns(rows, order), _conntrack_rows(rows, order))
+        return sorted(self._each(batch, ids, drops), key=lambda path: path.begin_ns)
+
+    def _each(self, batch: Batch, ids: NDArray[np.uint64], drops: np.ndarray) -> Iterator[Path]:
+        rows, starts = batch.rows, batch.order.starts.tolist()
+        first = batch.order.starts[:-1]
+        last = batch.order.starts[1:] - 1
+        again = self._retransmissions.find(rows[first]).tolist()
+        joined = (rows["flags"] & FLAG.HOP_JOINED > 0) | (rows["packet_id"] != ids)
+        joined_each = np.logical_or.reduceat(joined, first).tolist()
+        flows = self._flows_of(batch)
+        deaths = _last_deaths(rows, batch.order, drops)
+        lost = self._lost_during(rows["time_ns"][first], rows["time_ns"][last])
+        for number in range(len(first)):
+            death = deaths.get(number)
+            yield Path(
+                batch,
+                number,
+                starts[number],
+                starts[number + 1],
+                flows[number],
+                drop=None if death is None else drops[death],
+                retransmitted=again[number],
+                joined=joined_each[number],
+                lost=lost[number],
+            )
+
+    def _flows_of(self, batch: Batch) -> list[Flow]:
+        """Of each packet, in the order of time, for the first seen of a connection names it."""
+        rows, first = batch.rows, batch.order.starts[:-1]
+        size = rows.dtype["tuple"].itemsize
+        own = rows["tuple"][first].tobytes()
+        entries = rows["ct"][np.maximum(batch.conntrack, 0)]
+        orig, reply = entries["orig"].tobytes(), entries["reply"].tobytes()
+        flows: list[Flow | None] = [None] * len(first)
+        tracked = (batch.conntrack >= 0).tolist()
+        for number in np.argsort(rows["time_ns"][first], kind="stable").tolist():
+            key = slice(number * size, number * size + KEY_BYTES)
+            flows[number] = (
+                self._flows.learn(orig[key], reply[key])
+                if tracked[number]
+                else self._flows.find(own[key])
+            )
+        return [flow for flow in flows if flow is not None]
+
+    def _lost_during(self, begin: NDArray[np.uint64], end: NDArray[np.uint64]) -> list[int]:
+        lost = np.zeros(len(begin), np.int64)
+        for since, until, count in self._losses:
+            lost[(begin <= until) & (end >= since)] += count
+        return [int(count) for count in lost]
+
+
+def _NO_DROPS() -> np.ndarray:  # noqa: N802 - stands for a constant that needs the layout
+    return np.empty(0, layout().structs["drop_event"])
+
+
+def _as_hops(drops: np.ndarray, dtype: np.dtype[np.void]) -> np.ndarray:
+    """The last hop of each packet, as its drop tells it."""
+    hops = np.zeros(len(drops), dtype)
+    same = ("time_ns", "packet_id", "skb", "location", "netns", "ifindex", "bytes", "mark")
+    for name in (*same, "has_mac", "tuple", "ct"):
+        hops[name] = drops[name]
+    room = dtype["packet"].shape[0]
+    hops["packet"] = drops["packet"][:, :room]
+    hops["captured_bytes"] = np.minimum(drops["captured_bytes"], room)
+    hops["hop"], hops["argument"] = HOP.HOP_DROPPED, drops["reason"]
+    hops["flags"] = FLAG.HOP_GONE
+    return hops
+
+
+def _complete(
+    rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray, now_ns: int
+) -> NDArray[np.bool_]:
+    """Which rows belong to packets that are complete.
+
+    A joined packet has several ids, one for each place of its data; it is complete when each of
+    them has ended, is quiet, or was left by its sk_buff for the next.
+    """
+    index = np.flatnonzero(rows["hop"] != HOP.HOP_ROUTE)
+    index = index[np.lexsort((rows["time_ns"][index], rows["packet_id"][index]))]
+    own = rows["packet_id"][index]
+    is_last = np.append(own[1:] != own[:-1], True)
+    last = index[is_last]
+    hops, root = rows["hop"][last], ids[last]
+    ended = branches.is_end(hops) & (rows["flags"][last] & FLAG.HOP_GONE > 0)
+    told = np.isin(rows["packet_id"][last], drops["packet_id"])
+    ended &= (hops != HOP.HOP_DROPPED) | told
+    ended |= rows["time_ns"][last].astype(np.int64) < now_ns - QUIET_NS
+    latest: dict[int, int] = {}
+    for one, time_ns in zip(root.tolist(), rows["time_ns"][last].tolist(), strict=True):
+        latest[one] = max(latest.get(one, 0), time_ns)
+    moved = rows["packet_id"][last] != root
+    if moved.any():
+        newest = np.array([latest[one] for one in root.tolist()], np.uint64)
+        ended |= np.isin(root, root[moved]) & (rows["time_ns"][last] < newest)
+    return ~np.isin(ids, root[~ended]) & np.isin(ids, root)
+
+
+def _netns(rows: np.ndarray, order: branches.Order) -> NDArray[np.uint32]:
+    """Namespaces; a free does not always know its own: that of the hop before."""
+    netns: NDArray[np.uint32] = rows["netns"].copy()
+    for row in np.flatnonzero((netns == 0) & (order.state >= 0)).tolist():
+        netns[row] = netns[order.state[row]]
+    return netns
+
+
+def _conntrack_rows(rows: np.ndarray, order: branches.Order) -> NDArray[np.int64]:
+    """Of each packet the row whose conntrack entry is nearest to the connection's opener.
+
+    Namespaces have an entry each. A translated one is preferred; of several the first that a
+    packet of the opener met, and the last that an answer met.
+    """
+    count, first = len(rows), order.starts[:-1]
+    entry = rows["ct"]
+    info = entry["info"]
+    usable = (entry["present"] > 0) & (info <= _IP_CT_RELATED_REPLY)
+    usable &= entry["orig"]["ethertype"] > 0
+    translated = usable & (entry["status"] & _IPS_NAT_MASK > 0)
+    index = np.arange(count)
+
+    def ends(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        earliest = np.minimum.reduceat(np.where(mask, index, count), first)
+        return earliest, np.maximum.reduceat(np.where(mask, index, -1), first)
+
+    any_first, any_last = ends(usable)
+    nat_first, nat_last = ends(translated)
+    has_nat = nat_last >= 0
+    opening = np.where(has_nat, nat_first, any_first)
+    closing = np.where(has_nat, nat_last, any_last)
+    known = opening < count
+    is_reply = info[np.where(known, opening, 0)] >= _IP_CT_IS_REPLY
+    return np.where(known, np.where(is_reply, closing, opening), -1)
+
+
+def _last_deaths(rows: np.ndarray, order: branches.Order, drops: np.ndarray) -> dict[int, int]:
+    """Packet number → the index in `drops` of its last death."""
+    if not len(drops):
+        return {}
+    dead = np.flatnonzero(rows["hop"] == HOP.HOP_DROPPED)
+    numbers = np.searchsorted(order.starts, dead, "right") - 1
+    packet_of = dict(zip(rows["packet_id"][dead].tolist(), numbers.tolist(), strict=True))
+    deaths: dict[int, int] = {}
+    for at in np.argsort(drops["time_ns"], kind="stable").tolist():
+        number = packet_of.get(int(drops["packet_id"][at]))
+        if number is not None:
+            deaths[number] = at
+    return deaths

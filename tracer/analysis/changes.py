@@ -1,0 +1,225 @@
+"""What happened to a packet between one hop and the next, in words; compared in columns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.analysis.addresses import address_text
+from tracer.analysis.branches import FLAG, HOP
+from tracer.analysis.conntrack import INFO, IP_CT_IS_REPLY, TCP_STATES
+from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, endpoint, transport
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from tracer.analysis.assemble import Batch
+
+    Say = Callable[[int, int], str]
+
+_TTL_AT = {ETH_P_IP: 8, ETH_P_IPV6: 7}
+_WITHOUT_PORTS = ("icmp", "icmpv6")
+_IPS_CONFIRMED = 1 << 3
+_DEVICE_HOPS = int(HOP.HOP_NF_LEAVE)
+"""Hops up to this see the whole packet; behind them a socket may have taken its headers off."""
+
+
+def changes(batch: Batch) -> Mapping[int, list[str]]:
+    """Row → what changed there since the hop before in its branch.
+
+    Of a pair of netfilter hops the row is that of HOP_NF_ENTER, and what is told is what
+    happened up to HOP_NF_LEAVE. Crossing into another namespace is not told here.
+    """
+    rows, order = batch.rows, batch.order
+    told: dict[int, list[str]] = defaultdict(list)
+    visible = np.ones(len(rows), bool)
+    visible[order.leave[order.leave >= 0]] = False
+    visible &= rows["hop"] != HOP.HOP_ROUTE
+    row = np.flatnonzero(visible)
+    now = np.where(order.leave[row] >= 0, order.leave[row], row)
+    before = order.state[row]
+    _begin(rows, row[before < 0], told)
+    row, now, before = (part[before >= 0] for part in (row, now, before))
+    for differs, say in _COMPARISONS:
+        for at in np.flatnonzero(differs(rows, before, now)).tolist():
+            text = say(rows, int(before[at]), int(now[at]))
+            if text:
+                told[int(row[at])].append(text)
+    forked = np.flatnonzero((order.branch > 0) & (order.previous >= 0))
+    forked = forked[order.branch[order.previous[forked]] != order.branch[forked]]
+    for at in forked.tolist():
+        told[at].insert(0, "clone")
+    for at in np.flatnonzero(rows["hop"] == HOP.HOP_ROUTE).tolist():
+        told[at].append(_route(rows[at]))
+    return told
+
+
+def _begin(rows: np.ndarray, first: NDArray[np.int64], told: dict[int, list[str]]) -> None:
+    """What is worth telling of a packet's first hop."""
+    for at in first[rows["flags"][first] & FLAG.HOP_GSO > 0].tolist():
+        told[at].append(f"GSO {rows['gso_segments'][at]} segments")
+    for at in first[rows["mark"][first] > 0].tolist():
+        told[at].append(f"mark {rows['mark'][at]:#x}")
+    for at in first[rows["ct"]["present"][first] > 0].tolist():
+        told[at].append(_conntrack(rows, at, at))
+
+
+def _route(row: np.void) -> str:
+    """A routing decision; the device is added by who knows its name."""
+    if row["error"]:
+        return f"no route (error {int(row['error'])})"
+    table = {254: "main", 255: "local", 253: "default"}.get(int(row["argument"]))
+    words = [f"table {table or int(row['argument'])}"]
+    gateway = row["gateway"].tobytes()
+    if any(gateway):
+        words.append(f"via {address_text(gateway)}")
+    return " ".join(words)
+
+
+def _differ(*names: str) -> Callable[..., NDArray[np.bool_]]:
+    def compare(
+        rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        differs = np.zeros(len(now), bool)
+        for name in names:
+            column = rows
+            for part in name.split("."):
+                column = column[part]
+            unequal = column[before] != column[now]
+            differs |= unequal.any(axis=1) if unequal.ndim > 1 else unequal
+        return differs
+
+    return compare
+
+
+def _side(rows: np.ndarray, before: int, now: int, side: str) -> str:
+    """One side of the packet, translated."""
+    old, new = (_endpoint(rows[at]["tuple"], side) for at in (before, now))
+    return f"{_translation(rows[now], side)} {old} → {new}"
+
+
+def _endpoint(one: np.void, side: str) -> str:
+    has_ports = transport(int(one["protocol"])) not in _WITHOUT_PORTS
+    port = int(one[f"{side}port"]) if has_ports else None
+    return endpoint(address_text(one[f"{side}addr"].tobytes()), port)
+
+
+def _translation(row: np.void, side: str) -> str:
+    """By what: an answer's source is what its opener's destination was."""
+    if not row["ct"]["present"]:
+        return {"s": "source", "d": "destination"}[side]
+    is_reply = int(row["ct"]["info"]) >= IP_CT_IS_REPLY
+    kind = {"s": "DNAT", "d": "SNAT"} if is_reply else {"s": "SNAT", "d": "DNAT"}
+    return f"un-{kind[side]}" if is_reply else kind[side]
+
+
+def _conntrack(rows: np.ndarray, before: int, now: int) -> str:
+    entry, old = rows[now]["ct"], rows[before]["ct"]
+    if not entry["present"]:
+        return ""
+    info = int(entry["info"])
+    if info >= len(INFO):
+        return "conntrack untracked"
+    words = ["conntrack", INFO[info]]
+    if info >= IP_CT_IS_REPLY:
+        words.append("reply")
+    same = bool(old["present"]) and old["info"] == entry["info"] and before != now
+    state = int(entry["tcp_state"])
+    if same and old["tcp_state"] != entry["tcp_state"]:
+        return f"conntrack {_tcp_state(int(old['tcp_state']))} → {_tcp_state(state)}"
+    if same:
+        newly = int(entry["status"]) & ~int(old["status"])
+        return "conntrack confirmed" if newly & _IPS_CONFIRMED else ""
+    if state:
+        words.append(_tcp_state(state))
+    return " ".join(words) + (f" zone {entry['zone']}" if entry["zone"] else "")
+
+
+def _tcp_state(state: int) -> str:
+    return TCP_STATES[state] if state < len(TCP_STATES) else str(state)
+
+
+def _mark(rows: np.ndarray, before: int, now: int) -> str:
+    old, new = (int(rows["mark"][at]) for at in (before, now))
+    return f"mark {old:#x} → {new:#x}"
+
+
+def _conntrack_mark(rows: np.ndarray, before: int, now: int) -> str:
+    old, new = (rows[at]["ct"] for at in (before, now))
+    if not new["present"] or (not old["present"] and not new["mark"]):
+        return ""
+    return f"conntrack mark {int(old['mark']):#x} → {int(new['mark']):#x}"
+
+
+def _ttls(rows: np.ndarray) -> NDArray[np.uint8]:
+    """TTL or hop limit of each row, 0 where its bytes do not tell."""
+    ethertype, packet = rows["tuple"]["ethertype"], rows["packet"]
+    ttl = np.zeros(len(rows), np.uint8)
+    for protocol, at in _TTL_AT.items():
+        offset = layout().constants["L2_BYTES"] + at
+        has = (ethertype == protocol) & (rows["captured_bytes"] > offset)
+        ttl[has] = packet[has, offset]
+    return ttl
+
+
+def _data_moved(
+    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """By who recognised it: we, by its signature, or the kernel, by its address."""
+    newly = rows["flags"][now] & ~rows["flags"][before] & FLAG.HOP_JOINED > 0
+    moved: NDArray[np.bool_] = newly | (rows["packet_id"][before] != rows["packet_id"][now])
+    return moved
+
+
+def _ttl_differs(
+    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    ttl = _ttls(rows)
+    differs: NDArray[np.bool_] = (ttl[before] != ttl[now]) & (ttl[before] > 0) & (ttl[now] > 0)
+    return differs
+
+
+def _size_differs(
+    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    whole = (rows["hop"][before] <= _DEVICE_HOPS) & (rows["hop"][now] <= _DEVICE_HOPS)
+    differs: NDArray[np.bool_] = whole & (rows["bytes"][before] != rows["bytes"][now])
+    return differs
+
+
+def _gso_differs(
+    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    is_gso = rows["flags"] & FLAG.HOP_GSO > 0
+    segments = np.where(is_gso, rows["gso_segments"], 1)
+    differs: NDArray[np.bool_] = segments[before] != segments[now]
+    return differs
+
+
+def _gso(rows: np.ndarray, before: int, now: int) -> str:
+    old, new = (max(1, int(rows["gso_segments"][at])) for at in (before, now))
+    return f"GSO {old} → {new} segments"
+
+
+def _ttl(rows: np.ndarray, before: int, now: int) -> str:
+    old, new = _ttls(rows[[before, now]]).tolist()
+    return f"ttl {old} → {new}"
+
+
+_COMPARISONS: tuple[tuple[Callable[..., NDArray[np.bool_]], Callable[..., str]], ...] = (
+    (_differ("tuple.daddr", "tuple.dport"), lambda rows, old, new: _side(rows, old, new, "d")),
+    (_differ("tuple.saddr", "tuple.sport"), lambda rows, old, new: _side(rows, old, new, "s")),
+    (_differ("mark"), _mark),
+    (_differ("ct.present", "ct.info", "ct.status", "ct.tcp_state"), _conntrack),
+    (_differ("ct.mark"), _conntrack_mark),
+    (_data_moved, lambda _rows, _old, _new: "data copied"),
+    (_ttl_differs, _ttl),
+    (_gso_differs, _gso),
+    (_size_differs, lambda rows, old, new: f"{rows['bytes'][old]} → {rows['bytes'][new]} bytes"),
+)  # fmt: skip
+"""Whether rows differ, and what to say then; in the order in which it is said."""

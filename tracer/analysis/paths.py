@@ -1,0 +1,389 @@
+"""Packets and their ways → flat records with a list `hops` (docs/formats.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracer.analysis.addresses import address_text
+from tracer.analysis.assemble import Assembler, Batch, Path
+from tracer.analysis.branches import FLAG, HOP, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
+from tracer.analysis.changes import changes
+from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields, tuple_fields
+from tracer.analysis.drops import drop_record, place_fields, pod_fields
+from tracer.analysis.explain import explain, wanted_evidence
+from tracer.analysis.packet import describe, parse
+from tracer.analysis.time import format_time
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tracer.analysis.drops import Context
+    from tracer.model import Device, Record
+
+    Evidence = Callable[[Record, tuple[str, ...]], Mapping[str, str]]
+
+__all__ = ["Assembler", "Path", "path_record", "path_records"]
+
+NF_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+NF_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+HOOKS = {
+    HOP.HOP_DEV_QUEUE: "net_dev_queue",
+    HOP.HOP_DEV_XMIT: "net_dev_start_xmit",
+    HOP.HOP_NETIF_RX: "netif_rx",
+    HOP.HOP_DEV_RX: "netif_receive_skb",
+    HOP.HOP_ROUTE: "fib_table_lookup",
+    HOP.HOP_TCP_RECEIVE: "tcp_probe",
+    HOP.HOP_COPIED: "skb_copy_datagram_iovec",
+    HOP.HOP_RETRANSMIT: "tcp_retransmit_skb",
+    HOP.HOP_CONSUMED: "consume_skb",
+    HOP.HOP_DROPPED: "kfree_skb",
+}
+"""The kernel's names of where a hop was seen."""
+_INSIDE = frozenset(("veth", "bridge", "dummy", "ifb", "bond", "team", "vlan", "macvlan", "ipvlan"))
+"""Kinds of device behind which the packet is still on this node."""
+_DROP_NAMES = ("drop.", "netfilter.", "interface.", "netns", "k8s.pod.", "mark")
+_TELLING = frozenset((HOP.HOP_ROUTE, HOP.HOP_DROPPED, HOP.HOP_CONSUMED, HOP.HOP_COPIED))
+_TAKEN = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED)
+
+
+def path_record(path: Path, context: Context, evidence: Evidence | None = None) -> Record:
+    """One packet as a flat record; `evidence` reads the sysctls that an explanation may quote."""
+    return path_records([path], context, evidence)[0]
+
+
+def path_records(
+    paths: Sequence[Path], context: Context, evidence: Evidence | None = None
+) -> list[Record]:
+    """Many packets at once, which is cheaper: they share their batches' columns."""
+    views: dict[int, _View] = {}
+    for path in paths:
+        if id(path.batch) not in views:
+            views[id(path.batch)] = _View.of(path.batch, context)
+    return [_record(path, views[id(path.batch)], evidence) for path in paths]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Columns of a batch as lists, and what is the same for many hops."""
+
+    batch: Batch
+    context: Context
+    hop: list[int]
+    time_ns: list[int]
+    previous: list[int]
+    branch: list[int]
+    leave: list[int]
+    following: list[int]
+    absorbed: list[bool]
+    netns: list[int]
+    ifindex: list[int]
+    nf: list[tuple[int, int]]
+    changes: Mapping[int, list[str]]
+    places: dict[tuple[int, int], Record]
+    seconds: dict[int, str]
+
+    @classmethod
+    def of(cls, batch: Batch, context: Context) -> _View:
+        rows, order = batch.rows, batch.order
+        absorbed = np.zeros(len(rows), bool)
+        absorbed[order.leave[order.leave >= 0]] = True
+        return cls(
+            batch,
+            context,
+            rows["hop"].tolist(),
+            rows["time_ns"].tolist(),
+            order.previous.tolist(),
+            order.branch.tolist(),
+            order.leave.tolist(),
+            order.following.tolist(),
+            absorbed.tolist(),
+            batch.netns.tolist(),
+            rows["ifindex"].tolist(),
+            list(zip(rows["nf_family"].tolist(), rows["nf_hook"].tolist(), strict=True)),
+            changes(batch),
+            {},
+            {},
+        )
+
+    def time(self, row: int) -> str:
+        """The record's time of a row."""
+        wall_ns = self.time_ns[row] + self.context.wall_offset_ns
+        second, nanoseconds = divmod(wall_ns, 1_000_000_000)
+        prefix = self.seconds.get(second)
+        if prefix is None:
+            prefix = self.seconds[second] = format_time(second * 1_000_000_000)[:20]
+        return f"{prefix}{nanoseconds:09d}Z"
+
+    def place(self, row: int) -> Record:
+        """Device, namespace and pod of a row."""
+        key = self.netns[row], self.ifindex[row]
+        known = self.places.get(key)
+        if known is None:
+            node = self.context.node
+            pod = node.pods.get(node.pod_by_netns.get(key[0], ""))
+            known = {**place_fields(node, *key), **pod_fields("", pod)}
+            self.places[key] = known
+        return known
+
+
+def where(place: Record) -> str:
+    """`pod shop/web-0`, `node`, or `netns dv2`, of a hop's fields."""
+    name = place.get("k8s.pod.name")
+    if name:
+        return f"pod {place.get('k8s.pod.namespace', '')}/{name}"
+    name = place.get("netns.name")
+    return "node" if name == "node" else f"netns {name or place.get('netns', '?')}"
+
+
+def _record(path: Path, view: _View, evidence: Evidence | None) -> Record:
+    hops, gaps = _hops(path, view)
+    verdict, last = _verdict(path, view)
+    node = view.context.node
+    record: Record = {
+        "type": "packet",
+        "time": view.time(path.start),
+        "duration_ns": view.time_ns[path.stop - 1] - view.time_ns[path.start],
+        "verdict": verdict,
+        "k8s.node.name": node.name,
+    }
+    packet = _packet(path)
+    final = _final_tuple(path, last)
+    record.update(_ends(path, view, packet, final, last if verdict == "delivered" else -1))
+    record.update(packet)
+    record.update(_nat(packet, final))
+    record["packets"], record["bytes"] = 1, int(view.batch.rows["bytes"][path.start])
+    record["flow"] = path.flow.text or packet["packet"]
+    if path.flow.community_id:
+        record["network.community_id"] = path.flow.community_id
+    entry = int(view.batch.conntrack[path.number])
+    if entry >= 0:
+        record.update(conntrack_fields(view.batch.rows["ct"][entry]))
+    if path.retransmitted or HOP.HOP_RETRANSMIT in view.hop[path.start : path.stop]:
+        record["tcp.retransmission"] = True
+    if verdict == "dropped" and path.drop is not None:
+        record.update(_death(path.drop, view.context, evidence))
+    if path.joined:
+        record["inferred"] = True
+    missing = _incomplete(path, gaps)
+    if missing:
+        record["incomplete"] = missing
+    record["hops"] = hops
+    return record
+
+
+def _hops(path: Path, view: _View) -> tuple[list[Record], int]:
+    """The visible hops of a packet by time, and how many hop records are missing for certain."""
+    hops: list[Record] = []
+    number: dict[int, int] = {}
+    gaps = 0
+    branched = max(view.branch[path.start : path.stop]) > 0
+    for row in range(path.start, path.stop):
+        if view.absorbed[row]:
+            number[row] = number[_enter(view, row)]
+            continue
+        number[row] = len(hops)
+        hop, gap = _hop(view, row)
+        gaps += gap
+        if branched:
+            before = view.previous[row]
+            hop["branch"] = view.branch[row]
+            if before >= 0 and view.branch[before] != view.branch[row]:
+                hop["after"] = number[before]
+        hops.append(hop)
+    return hops, gaps
+
+
+def _hop(view: _View, row: int) -> tuple[Record, int]:
+    """One hop, and 1 if the other record of its netfilter hook is missing."""
+    kind, before, gap = view.hop[row], view.previous[row], 0
+    place, told = view.place(row), view.changes.get(row)
+    hop: Record = {"hook": _hook(view, row), **place, "time": view.time(row)}
+    if before >= 0:
+        hop["delta_ns"] = view.time_ns[row] - view.time_ns[before]
+        if view.netns[row] != view.netns[before]:
+            told = [f"crossed into {where(place)}", *(told or ())]
+    if kind == HOP.HOP_NF_ENTER:
+        gap = _note_netfilter(hop, view, row)
+    elif kind == HOP.HOP_NF_LEAVE:
+        hop["verdict"], gap = "accept", 1
+    elif kind in _TELLING:
+        _note_end(hop, view, row)
+    if told:
+        hop["changes"] = told
+    return hop, gap
+
+
+def _enter(view: _View, row: int) -> int:
+    """The HOP_NF_ENTER of a HOP_NF_LEAVE."""
+    return int(view.batch.order.state[row])
+
+
+def _hook(view: _View, row: int) -> str:
+    kind = view.hop[row]
+    if kind in (HOP.HOP_NF_ENTER, HOP.HOP_NF_LEAVE):
+        family, hook = view.nf[row]
+        name = NF_HOOKS[hook] if hook < len(NF_HOOKS) else str(hook)
+        return f"nf {NF_FAMILIES.get(family, family)} {name}"
+    return HOOKS.get(kind, f"hop {kind}")
+
+
+def _note_netfilter(hop: Record, view: _View, row: int) -> int:
+    """Duration and verdict; 1 when the packet went on without leaving: a record is missing."""
+    leave = view.leave[row]
+    if leave >= 0:
+        hop["duration_ns"] = view.time_ns[leave] - view.time_ns[row]
+        hop["verdict"] = "accept"
+        return 0
+    after = view.following[row]
+    if after < 0:
+        hop["verdict"] = "stolen or queued"
+        return 0
+    told = {HOP.HOP_DROPPED: "drop", HOP.HOP_CONSUMED: "stolen"}
+    hop["verdict"] = told.get(view.hop[after], "unknown")
+    return int(hop["verdict"] == "unknown")
+
+
+def _note_end(hop: Record, view: _View, row: int) -> None:
+    """Where the packet goes by the routing table, why and by whom it was freed, what was read."""
+    record = view.batch.rows[row]
+    kind = view.hop[row]
+    if kind == HOP.HOP_ROUTE:
+        out = view.context.node.devices.get((view.netns[row], int(record["out_ifindex"])))
+        if out:
+            hop["route.interface.name"] = out.name
+    elif kind == HOP.HOP_COPIED:
+        hop["copied_bytes"] = int(record["argument"])
+    else:
+        hop["location"] = view.context.symbol(int(record["location"]))
+        if kind == HOP.HOP_DROPPED:
+            hop["drop.reason"] = view.context.reason(int(record["argument"]))
+
+
+def _verdict(path: Path, view: _View) -> tuple[str, int]:
+    """What became of the packet, and the row that tells; of its branches the best that came."""
+    best = (len(_VERDICTS), path.start)
+    ends: dict[int, list[int]] = {}
+    for row in range(path.start, path.stop):
+        if view.hop[row] != HOP.HOP_ROUTE:
+            ends.setdefault(view.branch[row], []).append(row)
+    for rows in ends.values():
+        rank = _VERDICTS.index(_branch_verdict(rows, view))
+        if rank < best[0]:
+            best = rank, rows[-1]
+    if best[0] == len(_VERDICTS):
+        return "unknown", path.start
+    return _VERDICTS[best[0]], best[1]
+
+
+_VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
+
+
+def _branch_verdict(rows: list[int], view: _View) -> str:
+    hops = [view.hop[row] for row in rows]
+    if any(hop in _TAKEN for hop in hops):
+        return "delivered" if len(rows) > 1 or view.branch[rows[0]] == 0 else "consumed"
+    if hops[-1] == HOP.HOP_DROPPED:
+        return "dropped"
+    at = -2 if hops[-1] == HOP.HOP_CONSUMED and len(rows) > 1 else -1
+    kind, row = hops[at], rows[at]
+    if kind == HOP.HOP_NF_LEAVE and view.nf[row][1] == NF_INET_LOCAL_IN:
+        return "delivered"
+    if kind == HOP.HOP_DEV_XMIT and _leaves_node(
+        view.context.node.devices.get((view.netns[row], view.ifindex[row])),
+        is_node=view.netns[row] == view.context.node.netns,
+    ):
+        return "forwarded"
+    return "consumed" if hops[-1] == HOP.HOP_CONSUMED else "unknown"
+
+
+def _leaves_node(device: Device | None, *, is_node: bool) -> bool:
+    if device is None:
+        return is_node
+    return device.kind not in _INSIDE and device.name != "lo"
+
+
+def _packet(path: Path) -> Record:
+    """Fields of the packet as it was first sent."""
+    rows = path.batch.rows
+    first = rows[path.start]
+    data = first["packet"].tobytes()[: int(first["captured_bytes"])]
+    packet = parse(int(first["tuple"]["ethertype"]), data[layout().constants["L2_BYTES"] :])
+    entry = first["ct"]
+    starts_here = first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT
+    related = int(entry["info"]) % IP_CT_IS_REPLY == 1
+    if starts_here or not entry["present"] or related or "src.address" not in packet:
+        return packet
+    sent = tuple_fields(entry["reply" if int(entry["info"]) >= IP_CT_IS_REPLY else "orig"])
+    ends = ("src.address", "dst.address", "src.port", "dst.port")
+    if any(sent.get(name, packet.get(name)) != packet.get(name) for name in ends):
+        packet |= {name: sent[name] for name in ends if name in sent and name in packet}
+        packet["packet"] = describe(packet)
+    return packet
+
+
+def _final_tuple(path: Path, last: int) -> Record:
+    """Addresses and ports that the packet had in the end."""
+    final = path.batch.rows["tuple"][last]
+    if not final["protocol"]:
+        return {}
+    fields: dict[str, Any] = {
+        "src.address": address_text(final["saddr"].tobytes()),
+        "dst.address": address_text(final["daddr"].tobytes()),
+        "src.port": int(final["sport"]),
+        "dst.port": int(final["dport"]),
+    }
+    return fields
+
+
+def _nat(packet: Record, final: Record) -> Record:
+    """`nat.…`: what the packet's ends were made into on the way."""
+    translated: Record = {}
+    for end in ("src", "dst"):
+        names = [f"{end}.{part}" for part in ("address", "port") if f"{end}.{part}" in packet]
+        if final and any(final[name] != packet[name] for name in names):
+            translated |= {f"nat.{name}": final[name] for name in names}
+    return translated
+
+
+def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) -> Record:
+    """The pods that sent and received: by namespace where it was seen there, else by address."""
+    node = view.context.node
+    first = path.batch.rows[path.start]
+    sender = ""
+    if first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT:
+        sender = node.pod_by_netns.get(view.netns[path.start], "")
+    sender = sender or node.pod_by_address.get(packet.get("src.address", ""), "")
+    receiver = node.pod_by_netns.get(view.netns[arrived], "") if arrived >= 0 else ""
+    goal = final.get("dst.address") or packet.get("dst.address", "")
+    receiver = receiver or node.pod_by_address.get(goal, "")
+    return {
+        **pod_fields("src", node.pods.get(sender)),
+        **pod_fields("dst", node.pods.get(receiver)),
+    }
+
+
+def _death(drop: np.void, context: Context, evidence: Evidence | None) -> Record:
+    """Place, reason and explanation of a drop."""
+    record = drop_record(drop, context, with_stack=True)
+    wanted = wanted_evidence(record) if evidence else ()
+    explanation = explain(record, evidence(record, wanted) if evidence and wanted else {})
+    record.pop("drop.stack", None)
+    told = {name: value for name, value in record.items() if name.startswith(_DROP_NAMES)}
+    return {**told, "explanation": explanation.sentence, "hint": explanation.hint}
+
+
+def _incomplete(path: Path, gaps: int) -> str:
+    """What is known to be missing, in words."""
+    told = []
+    first = path.batch.rows["flags"][path.start]
+    if not first & FLAG.HOP_FIRST:
+        told.append("its beginning was lost, or shown before")
+    if gaps:
+        told.append(f"{gaps} of its hop records are missing")
+    if path.lost:
+        told.append(f"{path.lost} hop records were lost meanwhile, perhaps of other packets")
+    return "; ".join(told)
