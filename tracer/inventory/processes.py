@@ -29,7 +29,7 @@ class Reader:
         """Read (processes, warnings). Processes that end meanwhile are left out."""
         processes = []
         seen: dict[str, tuple[str, str, int | None]] = {}
-        hidden, is_root = 0, os.geteuid() == 0
+        hidden = 0
         for pid in self._pids():
             try:
                 with open(f"{self.proc}/{pid}/cgroup", encoding="utf-8") as file:  # noqa: PTH123 - pathlib doubles the cost of a thousand small reads
@@ -38,12 +38,11 @@ class Reader:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             uid, container, cgroup = seen[text] = seen.get(text) or self._meaning(text)
-            # Some sandboxes hide init from root, and nothing is lost by that.
-            hidden += netns is None and (bool(container) or not is_root)
+            # Init and the node's own are hidden from many, and no pod loses anything by that.
+            hidden += netns is None and bool(uid or container)
             processes.append(Process(int(pid), netns, uid, container, cgroup))
         self._meanings = seen
-        text = f"proc: the netns of {hidden} processes is hidden without root; pods may lack theirs"
-        return tuple(processes), (text,) if hidden else ()
+        return tuple(processes), (_warning(hidden),) if hidden else ()
 
     def _pids(self) -> list[str]:
         return [name for name in os.listdir(self.proc) if name.isdigit()]  # noqa: PTH208 - same
@@ -62,6 +61,14 @@ class Reader:
             except FileNotFoundError:
                 continue  # removed meanwhile, or outside of our cgroup namespace
         return None
+
+
+def _warning(hidden: int) -> str:
+    # Root may not look at who holds a capability that it lacks, nor where an LSM forbids it.
+    why = "without root" if os.geteuid() else "although we are root: ptrace access is denied"
+    return (
+        f"proc: the netns of {hidden} containers' processes is hidden {why}; pods may lack theirs"
+    )
 
 
 def read_inode(path: str) -> int | None:
