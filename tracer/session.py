@@ -110,6 +110,7 @@ class Session:
         self._started_s = time.monotonic()
         self._pushed_version = -1
         self._told: frozenset[str] = frozenset()
+        self.lost: dict[str, int] = {}
         self.push_selection()
         self.inventory.start(on_change=lambda _node: self.wake())
 
@@ -222,6 +223,13 @@ class Session:
             if misses:
                 lost[f"{function} missed"] = misses
         return lost
+
+    def new_losses(self) -> dict[str, int]:
+        """What was lost since the last call, by source; `lost` has the totals."""
+        losses = self.losses()
+        new = {source: count - self.lost.get(source, 0) for source, count in losses.items()}
+        self.lost = losses
+        return {source: count for source, count in new.items() if count}
 
     def _tell_warnings(self) -> None:
         """Say which of the inventory's sources failed since the last look, and which are back."""

@@ -28,7 +28,6 @@ from tracer.sinks import open_sink
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
 
     import numpy as np
 
@@ -99,7 +98,6 @@ class Drops:
         """Write the drops of `session` to `sink`."""
         self._session, self._sink, self._with_stack = session, sink, with_stack
         self.shown = 0
-        self._told_losses: Mapping[str, int] = {}
         self._explainer = Explainer(lambda: session.inventory.node)
 
     def write(self, events: np.ndarray) -> None:
@@ -123,29 +121,23 @@ class Drops:
             del record["drop.stack"]
         return record
 
-    def tell_losses(self) -> Mapping[str, int]:
-        """Report what was lost since the last look; returns the totals."""
-        losses = self._session.losses()
-        for source, count in losses.items():
-            new = count - self._told_losses.get(source, 0)
-            if new:
-                self._sink.lost(source, new)
-        self._told_losses = losses
-        return losses
+    def tell_losses(self) -> None:
+        """Report what was lost since the last look."""
+        for source, count in self._session.new_losses().items():
+            self._sink.lost(source, count)
 
-    def summarise(self) -> bool:
-        """Write exact totals and the end record; True when something was lost."""
+    def summarise(self) -> None:
+        """Write exact totals and the end record."""
         keys, counts = self._session.map("drop_counts", "drop_key", "drop_count").read()
         records = summary_records(keys, counts, self._session.context())
-        losses = self.tell_losses()
+        self.tell_losses()
         end: Record = {
             "type": "end",
             "packets": sum(record["packets"] for record in records),
             "shown": self.shown,
-            "lost": dict(losses),
+            "lost": self._session.lost,
         }
         self._sink.write([*records, end])
-        return bool(losses)
 
 
 def _fill_reasons(session: Session, wanted: list[str]) -> None:
@@ -208,6 +200,6 @@ def run(args: argparse.Namespace) -> ExitCode:
         _fill_reasons(session, args.reason)
         drops = Drops(session, sink, with_stack=args.stack)
         _follow(session, args, drops)
-        lost = drops.summarise()
+        drops.summarise()
     sink.close()
-    return ExitCode.PARTIAL if lost or session.loaded.degraded else ExitCode.DONE
+    return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE

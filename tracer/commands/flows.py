@@ -100,7 +100,6 @@ class Flows:
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
         self._held = self._flows.turn()
         self._begin_ns = time.time_ns()
-        self._told_losses: dict[str, int] = {}
         self._unpaired: frozenset[tuple[int, int]] = frozenset()
         self.follow_devices()
         self.flows = self.packets = 0
@@ -122,7 +121,8 @@ class Flows:
         self.flows += len(flows[0])
         self.packets += sum(r["packets"] for r in records if r["verdict"] == "forwarded")
         self._sink.write(records)
-        self._tell_losses()
+        for source, count in self._session.new_losses().items():
+            self._sink.lost(source, count)
 
     def _hold_unnamed(
         self, keys: np.ndarray, counts: np.ndarray, *, last: bool
@@ -158,19 +158,6 @@ class Flows:
                 )
         self._unpaired = places
 
-    def _tell_losses(self) -> None:
-        losses = self._session.losses()
-        for source, count in losses.items():
-            new = count - self._told_losses.get(source, 0)
-            if new:
-                self._sink.lost(source, new)
-        self._told_losses = losses
-
-    @property
-    def lost(self) -> bool:
-        """Whether anything was lost so far."""
-        return bool(self._told_losses)
-
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer flows`."""
@@ -195,4 +182,4 @@ def run(args: argparse.Namespace) -> ExitCode:
         flows.write(last=True)
     sink.close()
     say(f"{flows.flows} flow records, {flows.packets} packets")
-    return ExitCode.PARTIAL if flows.lost or session.loaded.degraded else ExitCode.DONE
+    return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE
