@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
+from tracer.analysis.branches import HOP
 from tracer.analysis.netfilter import netfilter_place
+from tracer.analysis.paths import hook_name
 from tracer.analysis.selection import owner
 from tracer.layout import layout
 from tracer.model import Frame
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from tracer.analysis.drops import Context
     from tracer.model import Node, Pod
 
-NF_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-"""enum nf_inet_hooks."""
-NF_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
-"""NFPROTO_*, in nft's words."""
 INBOUND, OUTBOUND = 1, 2
+_FLOWS = {
+    HOP.HOP_DEV_RX: INBOUND,
+    HOP.HOP_NETIF_RX: INBOUND,
+    HOP.HOP_DEV_QUEUE: OUTBOUND,
+    HOP.HOP_DEV_XMIT: OUTBOUND,
+}
 NO_DEVICE = "no device"
 MADE_UP = "link-layer header made up"
 
@@ -37,38 +40,25 @@ def frames(kind: str, events: np.ndarray, context: Context) -> list[Frame]:
 
 
 def _hops(events: np.ndarray, context: Context) -> Iterator[Frame]:
-    node, hop = context.node, layout().enums["hop"].__members__
-    flows = dict.fromkeys((hop["HOP_DEV_RX"], hop["HOP_NETIF_RX"]), INBOUND)
-    flows |= dict.fromkeys((hop["HOP_DEV_QUEUE"], hop["HOP_DEV_XMIT"]), OUTBOUND)
+    node = context.node
     for event in events:
         netns, ifindex = int(event["netns"]), int(event["ifindex"])
         uid = node.pod_by_netns.get(netns) or node.pod_by_device.get((netns, ifindex))
         pod = node.pods.get(uid) if uid else None
-        words = [f"{_whose(node, pod, netns)}: {_hop_words(event, context)}"]
-        yield _frame(event, context, pod, words, flows.get(event["hop"], 0))
+        words = [f"{_whose(node, pod, netns)}: {_seen_at(event, context)}"]
+        yield _frame(event, context, pod, words, _FLOWS.get(event["hop"], 0))
 
 
-def _hop_words(event: np.void, context: Context) -> str:
-    number, hop = int(event["hop"]), layout().enums["hop"]
-    words = hop_name(number)
-    if number in (hop["HOP_NF_ENTER"], hop["HOP_NF_LEAVE"]):
-        family, hook = int(event["nf_family"]), int(event["nf_hook"])
-        place = NF_HOOKS[hook] if hook < len(NF_HOOKS) else f"hook {hook}"
-        words += f" {NF_FAMILIES.get(family, f'family {family}')} {place}"
-    if number == hop["HOP_NF_LEAVE"]:
-        words += ", accepted"
-    elif number == hop["HOP_DROPPED"]:
-        place = context.symbol(int(event["location"]))
-        words += f", {context.reason(int(event['argument']))} at {place}"
+def _seen_at(event: np.void, context: Context) -> str:
+    """The hook, and the verdict if one was given there."""
+    kind = int(event["hop"])
+    words = hook_name(kind, int(event["nf_family"]), int(event["nf_hook"]))
+    if kind == HOP.HOP_NF_LEAVE:
+        return f"{words}, accept"
+    if kind == HOP.HOP_DROPPED:
+        reason = context.reason(int(event["argument"]))
+        return f"{words}, {reason} at {context.symbol(int(event['location']))}"
     return words
-
-
-@cache
-def hop_name(number: int) -> str:
-    """`dev-queue` for HOP_DEV_QUEUE of bpf/event.h; a number it does not have keeps it."""
-    names = {member.value: member.name for member in layout().enums["hop"]}
-    name = names.get(number, f"HOP_{number}")
-    return name.removeprefix("HOP_").lower().replace("_", "-")
 
 
 def _drops(events: np.ndarray, context: Context) -> Iterator[Frame]:
@@ -80,7 +70,7 @@ def _drops(events: np.ndarray, context: Context) -> Iterator[Frame]:
         place = netfilter_place(location, stack)
         reason = context.reason(int(event["reason"]))
         words = [
-            f"{_whose(node, pod, int(event['netns']))}: dropped, {reason} at {location}",
+            f"{_whose(node, pod, int(event['netns']))}: kfree_skb, {reason} at {location}",
             " ".join(place[f"netfilter.{name}"] for name in ("family", "hook")
                      if f"netfilter.{name}" in place),
         ]  # fmt: skip
@@ -118,7 +108,9 @@ def _describe(node: Node, pod: Pod | None, netns: int) -> str:
 
 
 def _whose(node: Node, pod: Pod | None, netns: int) -> str:
-    return f"pod {pod.key}" if pod else f"netns {netns_name(node, netns)}"
+    if pod:
+        return f"pod {pod.key}"
+    return "node" if netns == node.netns else f"netns {netns_name(node, netns)}"
 
 
 def netns_name(node: Node, netns: int) -> str:

@@ -201,7 +201,7 @@ def _hop(view: _View, row: int) -> tuple[Record, int]:
     """One hop, and 1 if the other record of its netfilter hook is missing."""
     kind, before, gap = view.hop[row], view.previous[row], 0
     place, told = view.place(row), view.changes.get(row)
-    hop: Record = {"hook": _hook(view, row), **place, "time": view.time(row)}
+    hop: Record = {"hook": hook_name(view.hop[row], *view.nf[row]), **place, "time": view.time(row)}
     if before >= 0:
         hop["delta_ns"] = view.time_ns[row] - view.time_ns[before]
         if view.netns[row] != view.netns[before]:
@@ -222,12 +222,11 @@ def _enter(view: _View, row: int) -> int:
     return int(view.batch.order.state[row])
 
 
-def _hook(view: _View, row: int) -> str:
-    kind = view.hop[row]
+def hook_name(kind: int, nf_family: int, nf_hook: int) -> str:
+    """`nf ip FORWARD`, or the kernel's name of the tracepoint, by the fields of a hop_event."""
     if kind in (HOP.HOP_NF_ENTER, HOP.HOP_NF_LEAVE):
-        family, hook = view.nf[row]
-        name = NF_HOOKS[hook] if hook < len(NF_HOOKS) else str(hook)
-        return f"nf {NF_FAMILIES.get(family, family)} {name}"
+        name = NF_HOOKS[nf_hook] if nf_hook < len(NF_HOOKS) else str(nf_hook)
+        return f"nf {NF_FAMILIES.get(nf_family, nf_family)} {name}"
     return HOOKS.get(kind, f"hop {kind}")
 
 

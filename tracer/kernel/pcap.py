@@ -57,6 +57,17 @@ def instructions(expression: str) -> list[Instruction]:
         return [Instruction(one.code, one.jt, one.jf, one.k) for one in code]
 
 
+class _PacketHeader(ctypes.Structure):
+    """libpcap's `struct pcap_pkthdr`."""
+
+    _fields_ = (
+        ("seconds", ctypes.c_long),
+        ("microseconds", ctypes.c_long),
+        ("captured_bytes", ctypes.c_uint32),
+        ("wire_bytes", ctypes.c_uint32),
+    )
+
+
 @contextmanager
 def compiled(expression: str) -> Iterator[Program]:
     """Yield libpcap's own form of the filter, valid inside the block; errors as above."""
@@ -71,6 +82,15 @@ def compiled(expression: str) -> Iterator[Program]:
     finally:
         lib.pcap_freecode(ctypes.byref(program))
         lib.pcap_close(handle)
+
+
+def matches(program: Program, packet: bytes, wire_bytes: int) -> bool:
+    """Whether a compiled filter accepts a packet, Ethernet header first, without any kernel.
+
+    `packet` may be cut short; `wire_bytes` is the length it had.
+    """
+    header = _PacketHeader(0, 0, len(packet), wire_bytes)
+    return bool(libpcap().pcap_offline_filter(program, header, packet))
 
 
 @cache
@@ -94,6 +114,11 @@ def libpcap() -> ctypes.CDLL:
         lib.pcap_geterr.argtypes = [ctypes.c_void_p]
         lib.pcap_freecode.argtypes = [ctypes.POINTER(Program)]
         lib.pcap_freecode.restype = None
+        lib.pcap_offline_filter.argtypes = [
+            ctypes.POINTER(Program),
+            ctypes.POINTER(_PacketHeader),
+            ctypes.c_char_p,
+        ]
         lib.pcap_close.argtypes = [ctypes.c_void_p]
         lib.pcap_close.restype = None
         return lib

@@ -10,7 +10,7 @@ import pytest
 
 from tracer.analysis.addresses import address_bytes
 from tracer.analysis.drops import Context
-from tracer.analysis.frames import frames, hop_name
+from tracer.analysis.frames import frames
 from tracer.errors import TracerError
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
@@ -126,17 +126,17 @@ def test_tshark_reads_names_comments_and_nanoseconds(tmp_path):
     pod, node = "pod shop/web-1, netns 4026532001, node n1", "pod shop/web-1, netns node, node n1"
     assert [row[:4] for row in rows] == [
         ["1700000000.000000001", "eth0", pod,
-         f"pod shop/web-1: nf-leave ip OUTPUT, accepted, {made_up}, packet 9"],
-        ["1700000000.000000002", "eth0", pod, "pod shop/web-1: dev-xmit, packet 9"],
+         f"pod shop/web-1: nf ip OUTPUT, accept, {made_up}, packet 9"],
+        ["1700000000.000000002", "eth0", pod, "pod shop/web-1: net_dev_start_xmit, packet 9"],
         ["1700000000.000000005", "eth0", "netns blue, node n1",
-         "netns blue: dropped, NETFILTER_DROP at nft_do_chain+0x5, packet 8"],
+         "netns blue: kfree_skb, NETFILTER_DROP at nft_do_chain+0x5, packet 8"],
         ["1700000000.000000006", "if99", "netns node, node n1",
-         "netns node: nf-enter ip6 POSTROUTING, packet 8"],
-        ["1700000001.000000003", "veth7", node, "pod shop/web-1: dev-rx, packet 9"],
+         "node: nf ip6 POSTROUTING, packet 8"],
+        ["1700000001.000000003", "veth7", node, "pod shop/web-1: netif_receive_skb, packet 9"],
         ["1700000000.000000008", "no device", "netns blue, node n1",
-         "netns blue: dropped, NOT_SPECIFIED at ip_forward+0x9"],
+         "netns blue: kfree_skb, NOT_SPECIFIED at ip_forward+0x9"],
         ["1700000000.000000009", "veth9", node,
-         "pod shop/web-1: dropped, NETFILTER_DROP at nft_do_chain+0x5, ip FORWARD"],
+         "pod shop/web-1: kfree_skb, NETFILTER_DROP at nft_do_chain+0x5, ip FORWARD"],
     ]  # fmt: skip
     assert rows[4][4:7] == ["542", str(layout().constants["SNAPLEN"]), "9"]
     assert rows[5][6] == ""
@@ -210,8 +210,8 @@ def test_a_device_that_got_another_name_is_another_interface(tmp_path):
 
 
 def test_hops_of_another_kernel_side_keep_their_number():
-    assert hop_name(HOP.HOP_DEV_QUEUE) == "dev-queue"
-    assert hop_name(999) == "999"
     strange = event("hop_event", hop=HOP.HOP_NF_ENTER, nf_family=77, nf_hook=200, netns=1)
-    (frame,) = frames("hops", np.array([strange]), CONTEXT)
-    assert frame.comment == "netns 1: nf-enter family 77 hook 200"
+    later = event("hop_event", hop=999, netns=1)
+    frame, other = frames("hops", np.array([strange, later]), CONTEXT)
+    assert other.comment == "netns 1: hop 999"
+    assert frame.comment == "netns 1: nf 77 200"
