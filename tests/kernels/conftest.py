@@ -9,45 +9,29 @@ from __future__ import annotations
 import fcntl
 import platform
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "functional"))
+sys.path.append(str(Path(__file__).parents[1] / "functional"))
 
 from lab import leftovers, runner, topology
-from lab.shell import until
-
-from tracer.kernel.hooks import HOOKS
+from ways import WAIT_S
 
 runner.READY_S = 240
 runner.STOP_S = 60
-WAIT_S = 60
 LOCK = Path("/run/tracer-tests.lock")
 """That of tests/functional: outside of a guest the two must not meet."""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _alone():
+def _alone(record_testsuite_property):
+    record_testsuite_property("release", platform.release())
     leftovers.mark()
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def forced(command: str, kind: str) -> list[str]:
-    """Options that attach by ways of `kind` every hook of `command` that has one."""
-    return [
-        f"--attach={hook.name}={kind}"
-        for hook in HOOKS
-        if command in hook.commands and kind in {way.kind for way in hook.ways}
-    ]
-
-
-def kinds_of(command: str) -> list[str]:
-    """The kinds of ways in which hooks of `command` can attach."""
-    ways = (way.kind for hook in HOOKS if command in hook.commands for way in hook.ways)
-    return list(dict.fromkeys(ways))
 
 
 @pytest.fixture(scope="session")
@@ -68,4 +52,7 @@ def nothing_left():
     """The test leaves no BPF object, nft rule, namespace or pin that was not there before."""
     before = leftovers.listing()
     yield
-    until(lambda: not leftovers.added(before), "the kernel is as it was before", WAIT_S)
+    end = time.monotonic() + WAIT_S
+    while left := leftovers.added(before):
+        assert time.monotonic() < end, f"left behind: {left}"
+        time.sleep(0.2)

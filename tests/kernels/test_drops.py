@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from cases import CASES, COUNT
-from conftest import WAIT_S, forced, kinds_of
 from lab import runner
 from lab.expect import say
 from lab.traffic import new_port
+from ways import WAIT_S, forced, kinds_of
 
 FUNCTION = re.compile(r"\w+")
 """What the compiler appends (`.constprop.0`, `.part.0`) left out."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
-from conftest import forced, kinds_of
 from lab import runner
 from lab.rules import counted, nft
 from lab.traffic import family_of, new_port, udp_listener
+from ways import forced, kinds_of
 
 SENT, BACK, SIZE = 301, 77, 100
 HEADERS = {4: 20 + 8, 6: 40 + 8}
@@ -37,10 +37,11 @@ def talk(routed, version, port):
 
 
 @pytest.mark.parametrize("kind", kinds_of("flows"))
-def test_flows_are_exact(routed, kind):
+def test_flows_are_exact(routed, kind, record_property):
+    record_property("way", kind)
     ports = {4: new_port(), 6: new_port()}
     with runner.running("flows", "--interval", "500ms", *forced("flows", kind)) as live:
-        assert live.err.count(f"({kind})") == len(forced("flows", kind)), live.err
+        assert live.err.count(f"({kind}") == len(forced("flows", kind)), live.err
         for version, port in ports.items():
             assert talk(routed, version, port) == SENT + BACK
         done = live.stop()
@@ -56,7 +57,8 @@ def test_flows_are_exact(routed, kind):
 
 
 @pytest.mark.parametrize("kind", kinds_of("flows"))
-def test_dropped_flows_are_exact(routed, kind):
+def test_dropped_flows_are_exact(routed, kind, record_property):
+    record_property("way", kind)
     port, count = new_port(), 33
     right = (routed.right.ip4, port)
     with (

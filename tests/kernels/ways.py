@@ -1,0 +1,23 @@
+"""The ways of attaching, read from tracer's own table: a new one is tested without a word here."""
+
+from __future__ import annotations
+
+from tracer.kernel.hooks import HOOKS
+
+WAIT_S = 60
+"""Until what was sent has been told, on an emulated processor."""
+
+
+def forced(command: str, kind: str) -> list[str]:
+    """Options that attach by ways of `kind` every hook of `command` that has one."""
+    return [
+        f"--attach={hook.name}={kind}"
+        for hook in HOOKS
+        if command in hook.commands and kind in {way.kind for way in hook.ways}
+    ]
+
+
+def kinds_of(command: str) -> list[str]:
+    """The kinds of ways in which hooks of `command` can attach."""
+    ways = (way.kind for hook in HOOKS if command in hook.commands for way in hook.ways)
+    return list(dict.fromkeys(ways))
