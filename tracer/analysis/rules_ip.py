@@ -218,10 +218,19 @@ ROUTING = (
     Rule("IP_INNOROUTES", "There is no route to {dst} {where}.", _ROUTE_HINT),
     Rule("IP_OUTNOROUTES", "The sender has no route to {dst} {where}.", _ROUTE_HINT),
     Rule(
+        # Before 5.19 every reason to end here is untold (c4eb664191b4 names them).
+        "NOT_SPECIFIED",
+        "No route takes it to {dst} {where}: it is a blackhole, unreachable or prohibit route, or"
+        " forwarding is off.",
+        "if net.ipv4.ip_forward is 0 there and it is to route, set it to 1; else `ip route get {dst}`",
+        at=("ip_error",),
+        evidence=("net.ipv4.ip_forward", "net.ipv4.conf.{iif}.forwarding"),
+    ),
+    Rule(
         "NOT_SPECIFIED",
         "The route to {dst} {where} is a blackhole, unreachable or prohibit route.",
         _ROUTE_HINT,
-        at=("ip_error", "dst_discard*", "ip6_pkt_*"),
+        at=("dst_discard*", "ip6_pkt_*"),
     ),
     Rule(
         "IP_INHDR",
