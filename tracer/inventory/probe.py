@@ -97,7 +97,9 @@ def processes(proc: Path, roots: tuple[Path, ...]) -> Finding:
     detail = f"{len(found)}, the network namespace of {hidden} is hidden"
     if any(process.uid for process in found if process.netns is None):
         lost = f"{detail}, of pods among them: their devices may stay without pod"
-        return Finding("processes", State.DEGRADED, lost, "run it with sudo")
+        ours = "let tracer have every capability that the containers have"
+        hint = "run it with sudo" if os.geteuid() else ours
+        return Finding("processes", State.DEGRADED, lost, hint)
     return Finding("processes", State.OK, detail)
 
 

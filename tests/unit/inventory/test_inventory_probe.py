@@ -3,7 +3,7 @@
 import pytest
 from fake_cri import recorded, serving
 
-from tracer.inventory import probe
+from tracer.inventory import probe, processes
 from tracer.model import State
 
 
@@ -69,3 +69,16 @@ def test_processes(tmp_path):
         State.OK,
         "1, the network namespace of 0 is hidden",
     )
+
+
+def test_the_hint_about_hidden_pods_is_of_use_to_root_too(tmp_path, monkeypatch):
+    process(tmp_path, 7, f"0::/kubepods/pod11111111-1111-4111-8111-111111111111/{'a' * 64}\n", 5)
+    monkeypatch.setattr(processes, "read_inode", lambda _path: None)
+    hints = []
+    for user in (0, 1000):
+        monkeypatch.setattr(probe.os, "geteuid", lambda user=user: user)
+        finding = probe.processes(tmp_path, ())
+        assert finding.state is State.DEGRADED
+        hints.append(finding.hint)
+    assert "capability" in hints[0]
+    assert hints[1] == "run it with sudo"
