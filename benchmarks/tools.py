@@ -68,9 +68,13 @@ class Running:
     processes: tuple[psutil.Process, ...]
 
     def cpu_ns(self) -> int:
-        """CPU time used so far, by the scheduler's own count."""
-        paths = (path for p in self.processes for path in Path(f"/proc/{p.pid}/task").iterdir())
-        return sum(int((path / "schedstat").read_text().split()[0]) for path in paths)
+        """CPU time of its threads so far, by the scheduler's own count."""
+        total_ns = 0
+        for process in self.processes:
+            for task in Path(f"/proc/{process.pid}/task").iterdir():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # just ended
+                    total_ns += int((task / "schedstat").read_text().split()[0])
+        return total_ns
 
     def rss_bytes(self) -> int:
         """Resident memory now."""
