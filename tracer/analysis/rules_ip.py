@@ -222,7 +222,7 @@ ROUTING = (
         "NOT_SPECIFIED",
         "No route takes it to {dst} {where}: it is a blackhole, unreachable or prohibit route, or"
         " forwarding is off.",
-        "if net.ipv4.ip_forward is 0 there and it is to route, set it to 1; else `ip route get {dst}`",
+        "if it is to route and net.ipv4.ip_forward is 0 there, set it; else `ip route get {dst}`",
         at=("ip_error",),
         evidence=("net.ipv4.ip_forward", "net.ipv4.conf.{iif}.forwarding"),
     ),
