@@ -9,6 +9,8 @@ import numpy as np
 
 from tracer.analysis import branches
 from tracer.analysis.branches import FLAG, HOP
+from tracer.analysis.changes import in_tunnel
+from tracer.analysis.columns import Columns, columns
 from tracer.analysis.flow_key import KEY_BYTES, Flow, Flows
 from tracer.analysis.retransmit import Retransmissions
 from tracer.layout import layout
@@ -35,8 +37,11 @@ class Batch:
 
     rows: np.ndarray
     order: branches.Order
-    netns: NDArray[np.uint32]
-    """Of each row; where the record does not tell, that of the hop before."""
+    columns: Columns
+    inner: NDArray[np.int64]
+    """Of each packet the first row where it is in no tunnel."""
+    tunnel: NDArray[np.int64]
+    """Of each packet the first row where it is in a tunnel, or -1."""
     conntrack: NDArray[np.int64]
     """Of each packet the row with the conntrack entry that tells its flow, or -1."""
 
@@ -59,6 +64,16 @@ class Path:
     """Recognised although its data had moved: inferred."""
     lost: int = 0
     """Hop records, of this packet or others, that were lost while it was on its way."""
+
+    @property
+    def inner(self) -> int:
+        """The first row where it is in no tunnel."""
+        return int(self.batch.inner[self.number])
+
+    @property
+    def tunnel(self) -> int:
+        """The first row where it is in a tunnel, or -1."""
+        return int(self.batch.tunnel[self.number])
 
     @property
     def rows(self) -> np.ndarray:
@@ -150,7 +165,16 @@ class Assembler:
         if stray.any():
             rows, ids = rows[~stray], ids[~stray]
         order = branches.order(rows, ids)
-        batch = Batch(rows, order, _netns(rows, order), _conntrack_rows(rows, order))
+        told = columns(rows, order, _netns(rows, order))
+        outer = in_tunnel(rows, order.starts)
+        batch = Batch(
+            rows,
+            order,
+            told,
+            _first_of(~outer, order),
+            _first_of(outer, order),
+            _conntrack_rows(rows, order, ~outer),
+        )
         return sorted(self._each(batch, ids, drops), key=lambda path: path.begin_ns)
 
     def _each(self, batch: Batch, ids: NDArray[np.uint64], drops: np.ndarray) -> Iterator[Path]:
@@ -181,7 +205,7 @@ class Assembler:
         """Of each packet, in the order of time, for the first seen of a connection names it."""
         rows, first = batch.rows, batch.order.starts[:-1]
         size = rows.dtype["tuple"].itemsize
-        own = rows["tuple"][first].tobytes()
+        own = rows["tuple"][batch.inner].tobytes()
         entries = rows["ct"][np.maximum(batch.conntrack, 0)]
         orig, reply = entries["orig"].tobytes(), entries["reply"].tobytes()
         flows: list[Flow | None] = [None] * len(first)
@@ -256,7 +280,16 @@ def _netns(rows: np.ndarray, order: branches.Order) -> NDArray[np.uint32]:
     return netns
 
 
-def _conntrack_rows(rows: np.ndarray, order: branches.Order) -> NDArray[np.int64]:
+def _first_of(mask: NDArray[np.bool_], order: branches.Order) -> NDArray[np.int64]:
+    """Of each packet the first row where `mask` holds, or -1."""
+    count = len(mask)
+    rows = np.minimum.reduceat(np.where(mask, np.arange(count), count), order.starts[:-1])
+    return np.where(rows < count, rows, -1)
+
+
+def _conntrack_rows(
+    rows: np.ndarray, order: branches.Order, inner: NDArray[np.bool_]
+) -> NDArray[np.int64]:
     """Of each packet the row whose conntrack entry is nearest to the connection's opener.
 
     Namespaces have an entry each. A translated one is preferred; of several the first that a
@@ -265,7 +298,7 @@ def _conntrack_rows(rows: np.ndarray, order: branches.Order) -> NDArray[np.int64
     count, first = len(rows), order.starts[:-1]
     entry = rows["ct"]
     info = entry["info"]
-    usable = (entry["present"] > 0) & (info <= _IP_CT_RELATED_REPLY)
+    usable = inner & (entry["present"] > 0) & (info <= _IP_CT_RELATED_REPLY)
     usable &= entry["orig"]["ethertype"] > 0
     translated = usable & (entry["status"] & _IPS_NAT_MASK > 0)
     index = np.arange(count)

@@ -18,24 +18,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from tracer.analysis.assemble import Batch
-
-    Say = Callable[[int, int], str]
+    from tracer.analysis.branches import Order
 
 _TTL_AT = {ETH_P_IP: 8, ETH_P_IPV6: 7}
+IP_HEADER_BYTES = 20
 _WITHOUT_PORTS = ("icmp", "icmpv6")
 _IPS_CONFIRMED = 1 << 3
 _DEVICE_HOPS = int(HOP.HOP_NF_LEAVE)
 """Hops up to this see the whole packet; behind them a socket may have taken its headers off."""
 
 
-def changes(batch: Batch) -> Mapping[int, list[str]]:
+def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     """Row → what changed there since the hop before in its branch.
 
     Of a pair of netfilter hops the row is that of HOP_NF_ENTER, and what is told is what
     happened up to HOP_NF_LEAVE. Crossing into another namespace is not told here.
     """
-    rows, order = batch.rows, batch.order
     told: dict[int, list[str]] = defaultdict(list)
     visible = np.ones(len(rows), bool)
     visible[order.leave[order.leave >= 0]] = False
@@ -57,6 +55,24 @@ def changes(batch: Batch) -> Mapping[int, list[str]]:
     for at in np.flatnonzero(rows["hop"] == HOP.HOP_ROUTE).tolist():
         told[at].append(_route(rows[at]))
     return told
+
+
+def in_tunnel(rows: np.ndarray, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows see the packet with a second IP header before its own.
+
+    NAT changes addresses, only encapsulation adds bytes as well; `starts` as in branches.Order.
+    """
+    tuples, count = rows["tuple"], np.diff(starts)
+    size = rows["bytes"].astype(np.int64)
+    least = np.repeat(np.minimum.reduceat(size, starts[:-1]), count)
+    larger: NDArray[np.bool_] = size - least >= IP_HEADER_BYTES
+    if not larger.any():
+        return larger
+    own = np.repeat(np.minimum.reduceat(np.where(larger, len(rows), np.arange(len(rows))),
+                                        starts[:-1]), count)  # fmt: skip
+    other: NDArray[np.bool_] = (tuples["saddr"] != tuples["saddr"][own]).any(axis=1)
+    other &= (tuples["daddr"] != tuples["daddr"][own]).any(axis=1)
+    return larger & other
 
 
 def _begin(rows: np.ndarray, first: NDArray[np.int64], told: dict[int, list[str]]) -> None:
@@ -99,8 +115,28 @@ def _differ(*names: str) -> Callable[..., NDArray[np.bool_]]:
 
 def _side(rows: np.ndarray, before: int, now: int, side: str) -> str:
     """One side of the packet, translated."""
+    if _encapsulated(rows, before, now):
+        return ""
     old, new = (_endpoint(rows[at]["tuple"], side) for at in (before, now))
     return f"{_translation(rows[now], side)} {old} → {new}"
+
+
+def _encapsulated(rows: np.ndarray, before: int, now: int) -> int:
+    """By how many bytes an outer IP header made the packet longer, or its going shorter."""
+    more = int(rows["bytes"][now]) - int(rows["bytes"][before])
+    old, new = rows["tuple"][before], rows["tuple"][now]
+    other = all((old[name] != new[name]).any() for name in ("saddr", "daddr"))
+    return more if other and abs(more) >= IP_HEADER_BYTES else 0
+
+
+def _size(rows: np.ndarray, before: int, now: int) -> str:
+    more = _encapsulated(rows, before, now)
+    if not more:
+        return f"{rows['bytes'][before]} → {rows['bytes'][now]} bytes"
+    outer = rows["tuple"][now if more > 0 else before]
+    ends = f"{_endpoint(outer, 's')} → {_endpoint(outer, 'd')}"
+    kind = transport(int(outer["protocol"])).upper()
+    return f"{'encapsulated in' if more > 0 else 'decapsulated from'} {ends} {kind}"
 
 
 def _endpoint(one: np.void, side: str) -> str:
@@ -220,6 +256,6 @@ _COMPARISONS: tuple[tuple[Callable[..., NDArray[np.bool_]], Callable[..., str]],
     (_data_moved, lambda _rows, _old, _new: "data copied"),
     (_ttl_differs, _ttl),
     (_gso_differs, _gso),
-    (_size_differs, lambda rows, old, new: f"{rows['bytes'][old]} → {rows['bytes'][new]} bytes"),
+    (_size_differs, _size),
 )  # fmt: skip
 """Whether rows differ, and what to say then; in the order in which it is said."""

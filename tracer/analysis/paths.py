@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tracer.analysis.addresses import address_text
-from tracer.analysis.assemble import Assembler, Batch, Path
-from tracer.analysis.branches import FLAG, HOP, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
-from tracer.analysis.changes import changes
+from tracer.analysis.assemble import Assembler, Path
+from tracer.analysis.branches import ENDS, FLAG, HOP, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields, tuple_fields
 from tracer.analysis.drops import drop_record, place_fields, pod_fields
-from tracer.analysis.explain import explain, wanted_evidence
+from tracer.analysis.explain import explain
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.time import format_time
 from tracer.layout import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    import numpy as np
+
+    from tracer.analysis.columns import Columns
     from tracer.analysis.drops import Context
     from tracer.model import Device, Record
 
-    Evidence = Callable[[Record, tuple[str, ...]], Mapping[str, str]]
+    Explain = Callable[[Record], Record]
 
 __all__ = ["Assembler", "Path", "path_record", "path_records"]
 
@@ -50,68 +50,38 @@ _TELLING = frozenset((HOP.HOP_ROUTE, HOP.HOP_DROPPED, HOP.HOP_CONSUMED, HOP.HOP_
 _TAKEN = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED)
 
 
-def path_record(path: Path, context: Context, evidence: Evidence | None = None) -> Record:
-    """One packet as a flat record; `evidence` reads the sysctls that an explanation may quote."""
-    return path_records([path], context, evidence)[0]
+def path_record(path: Path, context: Context, explained: Explain | None = None) -> Record:
+    """One packet as a flat record; `explained` puts the explanation into a drop record.
+
+    By default that is done without evidence. Records of many packets: `path_records`.
+    """
+    return path_records([path], context, explained)[0]
 
 
 def path_records(
-    paths: Sequence[Path], context: Context, evidence: Evidence | None = None
+    paths: Sequence[Path], context: Context, explained: Explain | None = None
 ) -> list[Record]:
     """Many packets at once, which is cheaper: they share their batches' columns."""
     views: dict[int, _View] = {}
     for path in paths:
         if id(path.batch) not in views:
-            views[id(path.batch)] = _View.of(path.batch, context)
-    return [_record(path, views[id(path.batch)], evidence) for path in paths]
+            views[id(path.batch)] = _View(path.batch.rows, path.batch.columns, context)
+    return [_record(path, views[id(path.batch)], explained or _explained) for path in paths]
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Columns of a batch as lists, and what is the same for many hops."""
+    """A batch at one moment, and what is the same for many hops of it."""
 
-    batch: Batch
+    rows: np.ndarray
+    columns: Columns
     context: Context
-    hop: list[int]
-    time_ns: list[int]
-    previous: list[int]
-    branch: list[int]
-    leave: list[int]
-    following: list[int]
-    absorbed: list[bool]
-    netns: list[int]
-    ifindex: list[int]
-    nf: list[tuple[int, int]]
-    changes: Mapping[int, list[str]]
-    places: dict[tuple[int, int], Record]
-    seconds: dict[int, str]
-
-    @classmethod
-    def of(cls, batch: Batch, context: Context) -> _View:
-        rows, order = batch.rows, batch.order
-        absorbed = np.zeros(len(rows), bool)
-        absorbed[order.leave[order.leave >= 0]] = True
-        return cls(
-            batch,
-            context,
-            rows["hop"].tolist(),
-            rows["time_ns"].tolist(),
-            order.previous.tolist(),
-            order.branch.tolist(),
-            order.leave.tolist(),
-            order.following.tolist(),
-            absorbed.tolist(),
-            batch.netns.tolist(),
-            rows["ifindex"].tolist(),
-            list(zip(rows["nf_family"].tolist(), rows["nf_hook"].tolist(), strict=True)),
-            changes(batch),
-            {},
-            {},
-        )
+    places: dict[tuple[int, int], Record] = field(default_factory=dict)
+    seconds: dict[int, str] = field(default_factory=dict)
 
     def time(self, row: int) -> str:
         """The record's time of a row."""
-        wall_ns = self.time_ns[row] + self.context.wall_offset_ns
+        wall_ns = self.columns.time_ns[row] + self.context.wall_offset_ns
         second, nanoseconds = divmod(wall_ns, 1_000_000_000)
         prefix = self.seconds.get(second)
         if prefix is None:
@@ -120,7 +90,7 @@ class _View:
 
     def place(self, row: int) -> Record:
         """Device, namespace and pod of a row."""
-        key = self.netns[row], self.ifindex[row]
+        key = self.columns.netns[row], self.columns.ifindex[row]
         known = self.places.get(key)
         if known is None:
             node = self.context.node
@@ -139,14 +109,14 @@ def where(place: Record) -> str:
     return "node" if name == "node" else f"netns {name or place.get('netns', '?')}"
 
 
-def _record(path: Path, view: _View, evidence: Evidence | None) -> Record:
+def _record(path: Path, view: _View, explained: Explain) -> Record:
     hops, gaps = _hops(path, view)
     verdict, last = _verdict(path, view)
     node = view.context.node
     record: Record = {
         "type": "packet",
         "time": view.time(path.start),
-        "duration_ns": view.time_ns[path.stop - 1] - view.time_ns[path.start],
+        "duration_ns": view.columns.time_ns[path.stop - 1] - view.columns.time_ns[path.start],
         "verdict": verdict,
         "k8s.node.name": node.name,
     }
@@ -154,18 +124,18 @@ def _record(path: Path, view: _View, evidence: Evidence | None) -> Record:
     final = _final_tuple(path, last)
     record.update(_ends(path, view, packet, final, last if verdict == "delivered" else -1))
     record.update(packet)
-    record.update(_nat(packet, final))
-    record["packets"], record["bytes"] = 1, int(view.batch.rows["bytes"][path.start])
+    record.update(_nat(packet, final) if path.tunnel < 0 else _tunnel(view.rows[path.tunnel]))
+    record["packets"], record["bytes"] = 1, int(view.rows["bytes"][path.start])
     record["flow"] = path.flow.text or packet["packet"]
     if path.flow.community_id:
         record["network.community_id"] = path.flow.community_id
-    entry = int(view.batch.conntrack[path.number])
+    entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
-        record.update(conntrack_fields(view.batch.rows["ct"][entry]))
-    if path.retransmitted or HOP.HOP_RETRANSMIT in view.hop[path.start : path.stop]:
+        record.update(conntrack_fields(view.rows["ct"][entry]))
+    if path.retransmitted or HOP.HOP_RETRANSMIT in view.columns.hop[path.start : path.stop]:
         record["tcp.retransmission"] = True
     if verdict == "dropped" and path.drop is not None:
-        record.update(_death(path.drop, view.context, evidence))
+        record.update(_death(path.drop, view.context, explained))
     if path.joined:
         record["inferred"] = True
     missing = _incomplete(path, gaps)
@@ -180,18 +150,18 @@ def _hops(path: Path, view: _View) -> tuple[list[Record], int]:
     hops: list[Record] = []
     number: dict[int, int] = {}
     gaps = 0
-    branched = max(view.branch[path.start : path.stop]) > 0
+    branched = max(view.columns.branch[path.start : path.stop]) > 0
     for row in range(path.start, path.stop):
-        if view.absorbed[row]:
+        if view.columns.absorbed[row]:
             number[row] = number[_enter(view, row)]
             continue
         number[row] = len(hops)
         hop, gap = _hop(view, row)
         gaps += gap
         if branched:
-            before = view.previous[row]
-            hop["branch"] = view.branch[row]
-            if before >= 0 and view.branch[before] != view.branch[row]:
+            before = view.columns.previous[row]
+            hop["branch"] = view.columns.branch[row]
+            if before >= 0 and view.columns.branch[before] != view.columns.branch[row]:
                 hop["after"] = number[before]
         hops.append(hop)
     return hops, gaps
@@ -199,12 +169,16 @@ def _hops(path: Path, view: _View) -> tuple[list[Record], int]:
 
 def _hop(view: _View, row: int) -> tuple[Record, int]:
     """One hop, and 1 if the other record of its netfilter hook is missing."""
-    kind, before, gap = view.hop[row], view.previous[row], 0
-    place, told = view.place(row), view.changes.get(row)
-    hop: Record = {"hook": hook_name(view.hop[row], *view.nf[row]), **place, "time": view.time(row)}
+    kind, before, gap = view.columns.hop[row], view.columns.previous[row], 0
+    place, told = view.place(row), view.columns.changes.get(row)
+    hop: Record = {
+        "hook": hook_name(view.columns.hop[row], *view.columns.nf[row]),
+        **place,
+        "time": view.time(row),
+    }
     if before >= 0:
-        hop["delta_ns"] = view.time_ns[row] - view.time_ns[before]
-        if view.netns[row] != view.netns[before]:
+        hop["delta_ns"] = view.columns.time_ns[row] - view.columns.time_ns[before]
+        if view.columns.netns[row] != view.columns.netns[before]:
             told = [f"crossed into {where(place)}", *(told or ())]
     if kind == HOP.HOP_NF_ENTER:
         gap = _note_netfilter(hop, view, row)
@@ -219,7 +193,7 @@ def _hop(view: _View, row: int) -> tuple[Record, int]:
 
 def _enter(view: _View, row: int) -> int:
     """The HOP_NF_ENTER of a HOP_NF_LEAVE."""
-    return int(view.batch.order.state[row])
+    return view.columns.state[row]
 
 
 def hook_name(kind: int, nf_family: int, nf_hook: int) -> str:
@@ -232,26 +206,26 @@ def hook_name(kind: int, nf_family: int, nf_hook: int) -> str:
 
 def _note_netfilter(hop: Record, view: _View, row: int) -> int:
     """Duration and verdict; 1 when the packet went on without leaving: a record is missing."""
-    leave = view.leave[row]
+    leave = view.columns.leave[row]
     if leave >= 0:
-        hop["duration_ns"] = view.time_ns[leave] - view.time_ns[row]
+        hop["duration_ns"] = view.columns.time_ns[leave] - view.columns.time_ns[row]
         hop["verdict"] = "accept"
         return 0
-    after = view.following[row]
+    after = view.columns.following[row]
     if after < 0:
         hop["verdict"] = "stolen or queued"
         return 0
     told = {HOP.HOP_DROPPED: "drop", HOP.HOP_CONSUMED: "stolen"}
-    hop["verdict"] = told.get(view.hop[after], "unknown")
+    hop["verdict"] = told.get(view.columns.hop[after], "unknown")
     return int(hop["verdict"] == "unknown")
 
 
 def _note_end(hop: Record, view: _View, row: int) -> None:
     """Where the packet goes by the routing table, why and by whom it was freed, what was read."""
-    record = view.batch.rows[row]
-    kind = view.hop[row]
+    record = view.rows[row]
+    kind = view.columns.hop[row]
     if kind == HOP.HOP_ROUTE:
-        out = view.context.node.devices.get((view.netns[row], int(record["out_ifindex"])))
+        out = view.context.node.devices.get((view.columns.netns[row], int(record["out_ifindex"])))
         if out:
             hop["route.interface.name"] = out.name
     elif kind == HOP.HOP_COPIED:
@@ -267,8 +241,8 @@ def _verdict(path: Path, view: _View) -> tuple[str, int]:
     best = (len(_VERDICTS), path.start)
     ends: dict[int, list[int]] = {}
     for row in range(path.start, path.stop):
-        if view.hop[row] != HOP.HOP_ROUTE:
-            ends.setdefault(view.branch[row], []).append(row)
+        if view.columns.hop[row] != HOP.HOP_ROUTE:
+            ends.setdefault(view.columns.branch[row], []).append(row)
     for rows in ends.values():
         rank = _VERDICTS.index(_branch_verdict(rows, view))
         if rank < best[0]:
@@ -282,21 +256,32 @@ _VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
 
 
 def _branch_verdict(rows: list[int], view: _View) -> str:
-    hops = [view.hop[row] for row in rows]
+    hops = [view.columns.hop[row] for row in rows]
     if any(hop in _TAKEN for hop in hops):
-        return "delivered" if len(rows) > 1 or view.branch[rows[0]] == 0 else "consumed"
-    if hops[-1] == HOP.HOP_DROPPED:
+        return "delivered" if len(rows) > 1 or view.columns.branch[rows[0]] == 0 else "consumed"
+    if hops[-1] == HOP.HOP_DROPPED and not _purged(rows[-1], view):
         return "dropped"
-    at = -2 if hops[-1] == HOP.HOP_CONSUMED and len(rows) > 1 else -1
+    at = -2 if hops[-1] in ENDS and len(rows) > 1 else -1
     kind, row = hops[at], rows[at]
-    if kind == HOP.HOP_NF_LEAVE and view.nf[row][1] == NF_INET_LOCAL_IN:
+    if kind == HOP.HOP_NF_LEAVE and view.columns.nf[row][1] == NF_INET_LOCAL_IN:
         return "delivered"
     if kind == HOP.HOP_DEV_XMIT and _leaves_node(
-        view.context.node.devices.get((view.netns[row], view.ifindex[row])),
-        is_node=view.netns[row] == view.context.node.netns,
+        view.context.node.devices.get((view.columns.netns[row], view.columns.ifindex[row])),
+        is_node=view.columns.netns[row] == view.context.node.netns,
     ):
         return "forwarded"
     return "consumed" if hops[-1] == HOP.HOP_CONSUMED else "unknown"
+
+
+def _purged(row: int, view: _View) -> bool:
+    """Whether it had reached its socket, which was closed before it was read."""
+    before = view.columns.state[row]
+    return (
+        before >= 0
+        and view.columns.hop[before] == HOP.HOP_NF_LEAVE
+        and view.columns.nf[before][1] == NF_INET_LOCAL_IN
+        and view.context.reason(int(view.rows["argument"][row])) == "QUEUE_PURGE"
+    )
 
 
 def _leaves_node(device: Device | None, *, is_node: bool) -> bool:
@@ -305,12 +290,16 @@ def _leaves_node(device: Device | None, *, is_node: bool) -> bool:
     return device.kind not in _INSIDE and device.name != "lo"
 
 
+def parse_row(row: np.void) -> Record:
+    """Fields of the packet as one hop saw it."""
+    data = row["packet"].tobytes()[: int(row["captured_bytes"])]
+    return parse(int(row["tuple"]["ethertype"]), data[layout().constants["L2_BYTES"] :])
+
+
 def _packet(path: Path) -> Record:
-    """Fields of the packet as it was first sent."""
-    rows = path.batch.rows
-    first = rows[path.start]
-    data = first["packet"].tobytes()[: int(first["captured_bytes"])]
-    packet = parse(int(first["tuple"]["ethertype"]), data[layout().constants["L2_BYTES"] :])
+    """Fields of the packet as it was first sent; of one in a tunnel, the inner."""
+    first = path.batch.rows[path.inner]
+    packet = parse_row(first)
     entry = first["ct"]
     starts_here = first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT
     related = int(entry["info"]) % IP_CT_IS_REPLY == 1
@@ -348,15 +337,20 @@ def _nat(packet: Record, final: Record) -> Record:
     return translated
 
 
+def _tunnel(row: np.void) -> Record:
+    outer = parse_row(row)
+    return {"tunnel.packet": outer["packet"]}
+
+
 def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) -> Record:
     """The pods that sent and received: by namespace where it was seen there, else by address."""
     node = view.context.node
     first = path.batch.rows[path.start]
     sender = ""
     if first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT:
-        sender = node.pod_by_netns.get(view.netns[path.start], "")
+        sender = node.pod_by_netns.get(view.columns.netns[path.start], "")
     sender = sender or node.pod_by_address.get(packet.get("src.address", ""), "")
-    receiver = node.pod_by_netns.get(view.netns[arrived], "") if arrived >= 0 else ""
+    receiver = node.pod_by_netns.get(view.columns.netns[arrived], "") if arrived >= 0 else ""
     goal = final.get("dst.address") or packet.get("dst.address", "")
     receiver = receiver or node.pod_by_address.get(goal, "")
     return {
@@ -365,14 +359,17 @@ def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) 
     }
 
 
-def _death(drop: np.void, context: Context, evidence: Evidence | None) -> Record:
+def _death(drop: np.void, context: Context, explained: Explain) -> Record:
     """Place, reason and explanation of a drop."""
-    record = drop_record(drop, context, with_stack=True)
-    wanted = wanted_evidence(record) if evidence else ()
-    explanation = explain(record, evidence(record, wanted) if evidence and wanted else {})
-    record.pop("drop.stack", None)
+    record = explained(drop_record(drop, context, with_stack=True))
     told = {name: value for name, value in record.items() if name.startswith(_DROP_NAMES)}
-    return {**told, "explanation": explanation.sentence, "hint": explanation.hint}
+    told.pop("drop.stack", None)
+    return {**told, **{name: record[name] for name in ("explanation", "hint") if name in record}}
+
+
+def _explained(record: Record) -> Record:
+    explanation = explain(record, {})
+    return {**record, "explanation": explanation.sentence, "hint": explanation.hint}
 
 
 def _incomplete(path: Path, gaps: int) -> str:

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
     from tracer.model import Record
 
-_MODULES = {"text": "text", "json": "json_lines", "flat": "json_lines", "hubble": "hubble"}
+_MODULES = {
+    "text": "text",
+    "tree": "trace_text",
+    "brief": "trace_brief",
+    "json": "json_lines",
+    "flat": "json_lines",
+    "hubble": "hubble",
+}
 """Format → module of this package; `flat` is what `flows` calls JSON lines of flat records."""
 
 FORMATS = tuple(_MODULES)

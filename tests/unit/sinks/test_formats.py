@@ -12,6 +12,7 @@ from tracer.errors import TracerError
 from tracer.sinks import FORMATS, open_sink
 from tracer.sinks.hubble import envelope
 from tracer.sinks.output import Output
+from tracer.sinks.terminal import Terminal
 from tracer.sinks.text import Text, drops_summary
 
 DROP = {
@@ -60,6 +61,28 @@ FLOW = {
     "tcp.flags": "SYN,ACK",
     "packets": 3,
     "bytes": 180,
+}
+PACKET = {
+    "type": "packet",
+    "time": "2026-11-22T18:43:37.123456789Z",
+    "duration_ns": 90369,
+    "verdict": "delivered",
+    "k8s.node.name": "n1",
+    "k8s.src.namespace": "shop",
+    "k8s.src.pod.name": "client-0",
+    "network.type": "ipv4",
+    "transport": "udp",
+    "src.address": "10.1.0.2",
+    "dst.address": "10.1.0.3",
+    "src.port": 4000,
+    "dst.port": 53,
+    "packet": "10.1.0.2:4000 → 10.1.0.3:53 UDP",
+    "packets": 1,
+    "bytes": 44,
+    "flow": "10.1.0.2:4000 → 10.1.0.3:53 UDP",
+    "hops": [
+        {"hook": "net_dev_queue", "netns.name": "node", "time": "2026-11-22T18:43:37.123456789Z"}
+    ],
 }
 SUMMARY = {
     "type": "summary",
@@ -229,9 +252,9 @@ def test_a_sparse_record_is_shown_too(tmp_path):
 
 def test_colours_only_when_asked(tmp_path):
     output = Output(tmp_path / "out")
-    Text(output, 120, coloured=True).write([DROP])
+    Text(output, Terminal(120, coloured=True)).write([DROP])
     assert "\033[31m" in (tmp_path / "out").read_text()
-    assert "\033" not in drops_summary([SUMMARY], 120)
+    assert "\033" not in drops_summary([SUMMARY], Terminal(120, coloured=False))
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("1", False), ("", True)])
@@ -248,11 +271,12 @@ def test_a_terminal_has_colours_unless_no_color(no_color, coloured):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_reader_that_left_is_a_broken_pipe(form):
+    record = PACKET if form in ("tree", "brief") else DROP
     code = (
         "import os, sys\nfrom tracer.sinks import open_sink\n"
         f"sink = open_sink({form!r}, None)\n"
         "try:\n"
-        f"    while True: sink.write([{DROP!r}])\n"
+        f"    while True: sink.write([{record!r}])\n"
         "except BrokenPipeError:\n    os._exit(7)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as writer:
