@@ -24,6 +24,10 @@ DROPS = (
     " kernel has no reason of its own, the function is shown: the explanation then comes from"
     " it and from the stack. Every way of attaching told the same, unless it says so.\n"
 )
+LOST = (
+    "## What is lost\n\nBeside the newest kernel of the table. Nothing else differed: counts,"
+    " places, hooks and explanations are the same.\n"
+)
 DOCTOR = (
     "## What `tracer doctor` says\n\nChecks that were not `ok`. The guests have no container"
     " runtime.\n"
@@ -42,6 +46,8 @@ def document(runs: Sequence[Run]) -> str:
         _costs(runs),
         DROPS,
         _drops(runs),
+        LOST,
+        _lost(runs),
         DOCTOR,
         _degraded(runs),
         "## Tests\n",
@@ -118,10 +124,45 @@ def _drops(runs: Sequence[Run]) -> str:
 
 
 def _reason(test: Test) -> str:
-    reason = test.told["drop.reason"]
-    if reason != NOT_TOLD:
-        return reason
-    return f"`{test.told['drop.location'].partition('+')[0]}`"
+    reason, mechanism = test.told["drop.reason"], test.told["netfilter.mechanism"]
+    if reason == NOT_TOLD:
+        reason = f"`{test.told['drop.location'].partition('+')[0]}`"
+    return f"{reason}, {mechanism}" if mechanism else reason
+
+
+def _lost(runs: Sequence[Run]) -> str:
+    """What the last run could tell and another could not."""
+    newest = runs[-1]
+    return _table(
+        ["kernel", "reasons", "nf_tables told from xtables", "hooks"],
+        (
+            [
+                run.kernel,
+                f"{_reasons(run)} of {_reasons(newest)}",
+                "yes" if any(t.told.get("netfilter.mechanism") == "nf_tables" for t in run.tests)
+                else "no",
+                ", ".join(_closed(run)) or "all attach",
+            ]
+            for run in runs
+        ),
+    )  # fmt: skip
+
+
+def _reasons(run: Run) -> int:
+    """Causes for which the kernel has a reason."""
+    told = {
+        test.told["case"]
+        for test in run.of("test_drop")
+        if test.told.get("drop.reason", NOT_TOLD) != NOT_TOLD
+    }
+    return len(told)
+
+
+def _closed(run: Run) -> list[str]:
+    """Hooks that attach in no way."""
+    hooks = _in_order(test.told["hook"] for test in run.of("test_way"))
+    shut = [hook for hook in hooks if all(way.told["refused"] for way in _ways(run, hook))]
+    return [f"no {hook}" for hook in shut]
 
 
 def _degraded(runs: Sequence[Run]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +28,8 @@ PORTS = ("control", "out", "err")
 TIMED_OUT = 124
 """As of timeout(1)."""
 CHUNK_BYTES = 1 << 18
+PROGRAMS = {"setpriv": "util-linux", "qemu-system-x86_64": "qemu-system-x86"}
+"""What a guest needs here → its Debian package."""
 COMMAND_LINE = (
     "console=ttyS0 loglevel=4 rdinit=/init panic=-1 oops=panic"
     # An emulated processor needs no defence, and its time is not to be trusted to be even.
@@ -136,21 +139,19 @@ def _qemu(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running QEMU, killed after the block, and by the kernel should we die before that."""
     descriptors = {name: end.fileno() for name, end in ports.items()}
+    for program, package in PROGRAMS.items():
+        if not shutil.which(program):
+            raise TracerError(f"{program}: not installed", f"apt-get install {package}")
     words = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
     words += _arguments(kernel, job, directory, descriptors)
     with (directory / "console").open("wb") as console:
-        try:
-            qemu = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                pass_fds=list(descriptors.values()),
-            )
-        except FileNotFoundError as error:
-            raise TracerError(
-                f"{error.filename}: not installed", "scripts/kernels installs it"
-            ) from error
+        qemu = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            pass_fds=list(descriptors.values()),
+        )
     for end in ports.values():
         end.close()
     try:
