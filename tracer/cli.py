@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "drops": "which pods lose packets, why and where",
     "flows": "count every pod's flows and log them",
+    "show": "render a recording again, anywhere",
     "pods": "which pod does this netns, device or address belong to",
     "doctor": "what this node can do, and what is missing",
     "hooks": "every hook, how it attaches here, and what is lost",
@@ -88,7 +89,8 @@ def _run(argv: Sequence[str]) -> ExitCode:
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    return command.run(parser.parse_args(argv[1:]))
+    # Intermixed: `FILE --dropped FILTER` as well as `FILE FILTER --dropped`.
+    return command.run(parser.parse_intermixed_args(argv[1:]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -73,6 +73,63 @@ def pod_selection(args: argparse.Namespace) -> PodSelection:
     )
 
 
+TCP_FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ECE": 64, "CWR": 128}
+
+
+def tcp_flags(text: str) -> int:
+    """`SYN,RST` → bits; TracerError names what is no flag."""
+    bits = 0
+    for name in text.upper().split(","):
+        if name not in TCP_FLAGS:
+            raise TracerError(f"--tcp-flags '{text}': no flag '{name}'", ", ".join(TCP_FLAGS))
+        bits |= TCP_FLAGS[name]
+    return bits
+
+
+def sample_rate(text: str) -> int:
+    """`1/100` → 100; TracerError for anything else."""
+    one, _, rate = text.partition("/")
+    if one != "1" or not rate.isdecimal() or int(rate) == 0:
+        raise TracerError(f"--sample '{text}': not understood", "write it as 1/100")
+    return int(rate)
+
+
+def add_path_selection(parser: argparse.ArgumentParser) -> None:
+    """--tcp-flags, --sample, --first, --slow, --dropped, --count: which packets are followed."""
+    group = parser.add_argument_group("what")
+    group.add_argument(
+        "--tcp-flags", type=tcp_flags, metavar="FLAGS", help="TCP packets with one of SYN,RST,…"
+    )
+    group.add_argument(
+        "--sample", type=sample_rate, metavar="1/N", help="one packet of N, the same at every hop"
+    )
+    group.add_argument(
+        "--first", type=positive("--first"), metavar="N", help="N packets of each flow"
+    )
+    group.add_argument(
+        "--slow", type=duration_s, metavar="TIME", help="only what took longer than 2ms, 1s"
+    )
+    group.add_argument("--dropped", action="store_true", help="only packets that died")
+    group.add_argument(
+        "-c", "--count", type=positive("--count"), metavar="N", help="stop after N packets"
+    )
+
+
+def add_path_output(parser: argparse.ArgumentParser) -> None:
+    """-o, --brief, --summary, --write: how packets and their hops are shown."""
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o", "--output", choices=("tree", "brief", "json", "hubble"), default="tree", help="format"
+    )
+    group.add_argument("--brief", action="store_true", help="one line a packet: -o brief")
+    group.add_argument(
+        "--summary", action="store_true", help="only the summary of flows and latencies at the end"
+    )
+    group.add_argument(
+        "--write", type=Path, metavar="FILE.pcapng", help="write the packets for Wireshark, too"
+    )
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Limits and what scripts need: --duration, --ready-file, --concurrent, --attach."""
     group = parser.add_argument_group("run")

@@ -3,7 +3,7 @@
 A file format and the model, nothing else: no kernel, no root, no node.
 """
 
-from tracer.recording.reader import Batch, Loss, Recording
+from tracer.recording.reader import Batch, Evidence, Loss, Recording
 from tracer.recording.writer import Recorder
 
-__all__ = ["Batch", "Loss", "Recorder", "Recording"]
+__all__ = ["Batch", "Evidence", "Loss", "Recorder", "Recording"]

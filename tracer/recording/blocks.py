@@ -20,7 +20,8 @@ VERSION = 1
 MAGIC = b"tracer recording 1\n"
 MAGIC_STEM = b"tracer recording "
 
-HEAD, KIND, ROWS, CONTEXT, LOST, DONE = b"HEAD", b"KIND", b"ROWS", b"CTXT", b"LOST", b"DONE"
+HEAD, KIND, ROWS, CONTEXT = b"HEAD", b"KIND", b"ROWS", b"CTXT"
+EVIDENCE, LOST, DONE = b"EVID", b"LOST", b"DONE"
 """Tags. A reader skips those it does not know."""
 
 MAX_BYTES = 64 << 20

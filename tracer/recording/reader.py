@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 STRUCTS = {"hops": "hop_event", "drops": "drop_event"}
 """Kind of a batch → its struct in bpf/event.h: the fields that readers may count on."""
 
+MAX_TIME_NS = 1 << 62
+"""No machine has been up for 146 years."""
+
 ENUM_FIELDS = {"hop": "hop", "direction": "direction"}
 """Fields that hold one value of an enum of bpf/event.h."""
 
@@ -46,6 +49,14 @@ class Loss:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Sysctls as they were in a network namespace at that time."""
+
+    netns: int
+    values: Mapping[str, str]
+
+
 class Recording:
     """A recording; iterate over it as often as you like.
 
@@ -66,8 +77,8 @@ class Recording:
             self.header: Mapping[str, Any] = _object(first)
         self._translations = _translations(self.header.get("enums"))
 
-    def __iter__(self) -> Iterator[Batch | Loss]:
-        """Batches and losses in the order of the file.
+    def __iter__(self) -> Iterator[Batch | Loss | Evidence]:
+        """Batches, losses and evidence in the order of the file.
 
         A file that was cut ends with its last whole batch (see `ending`); TracerError where it
         is damaged, after all before has been read.
@@ -118,7 +129,7 @@ class _Reader:
         self._symbols: dict[int, str] = {}
         self._context = Context(Node("", 0), {}, self._symbol, 0)
 
-    def take(self, block: blocks.Block) -> Iterator[Batch | Loss]:
+    def take(self, block: blocks.Block) -> Iterator[Batch | Loss | Evidence]:
         """What one block yields; DamageError for one that makes no sense."""
         try:
             if block.tag == blocks.ROWS:
@@ -126,6 +137,10 @@ class _Reader:
             elif block.tag == blocks.LOST:
                 told = _object(block)
                 yield Loss(printable(told["source"]), int(told["count"]))
+            elif block.tag == blocks.EVIDENCE:
+                told = _object(block)
+                values = {str(k): printable(v) for k, v in told["values"].items()}
+                yield Evidence(int(told["netns"]), values)
             elif block.tag == blocks.KIND:
                 told = _object(block)
                 self._kinds.append((str(told["kind"]), undescribe(told["fields"])))
@@ -140,6 +155,8 @@ class _Reader:
         struct = STRUCTS.get(kind)
         if struct:
             events = complete(events, layout().structs[struct])
+            if len(events) and events["time_ns"].max() >= MAX_TIME_NS:
+                raise ValueError("an impossible time")
         for field, translation in self._translations.items():
             if field in (events.dtype.names or ()):
                 _translate(events[field], translation)

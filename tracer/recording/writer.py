@@ -43,6 +43,7 @@ class Recorder:
         self._symbols: dict[int, str] = {}
         self._reasons: Mapping[int, str] = {}
         self._wall_offset_ns: int | None = None
+        self._evidence: dict[int, dict[str, str]] = {}
         self._rows = 0
         enums = {
             name: {member.name: member.value for member in enum}
@@ -100,6 +101,14 @@ class Recorder:
             self._file.append(self._json(blocks.CONTEXT, change))
         self._node, self._reasons, self._wall_offset_ns = node, reasons, wall_offset_ns
         self._symbols.update(fresh)
+
+    def evidence(self, netns: int, values: Mapping[str, str]) -> None:
+        """Sysctls as they were read just now in a network namespace: they prove explanations."""
+        known = self._evidence.setdefault(netns, {})
+        fresh = {name: value for name, value in values.items() if known.get(name) != value}
+        if fresh:
+            self._file.append(self._json(blocks.EVIDENCE, {"netns": netns, "values": fresh}))
+            known.update(fresh)
 
     def lost(self, source: str, count: int) -> None:
         """Note that `count` more events of `source` were lost."""

@@ -69,8 +69,9 @@ def _interface(frame: Frame) -> bytes:
 
 
 def _packet(frame: Frame, interface: int) -> bytes:
-    high, low = divmod(frame.time_ns, 1 << 32)
-    body = struct.pack("<IIIII", interface, high, low, len(frame.data), frame.length_bytes)
+    high, low = divmod(frame.time_ns % (1 << 64), 1 << 32)
+    length = min(frame.length_bytes, 0xFFFFFFFF)
+    body = struct.pack("<IIIII", interface, high, low, len(frame.data), length)
     options = [_option(_COMMENT, frame.comment.encode())]
     if frame.flow:
         options.append(_option(_EPB_FLAGS, struct.pack("<I", frame.flow)))

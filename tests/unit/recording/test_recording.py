@@ -16,7 +16,7 @@ from tracer.analysis.drops import Context
 from tracer.errors import TracerError
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
-from tracer.recording import Batch, Loss, Recorder, Recording, blocks, writer
+from tracer.recording import Batch, Evidence, Loss, Recorder, Recording, blocks, writer
 
 HOP, DROP = layout().structs["hop_event"], layout().structs["drop_event"]
 NODE = Node(
@@ -35,7 +35,9 @@ NODE = Node(
 def hops(count, start=0):
     """Records of random bytes: nothing but the true bytes will do."""
     rng = np.random.default_rng(start)
-    return np.frombuffer(rng.bytes(count * HOP.itemsize), HOP)
+    rows = np.frombuffer(rng.bytes(count * HOP.itemsize), HOP).copy()
+    rows["time_ns"] >>= np.uint64(2)
+    return rows
 
 
 def read(path):
@@ -97,6 +99,18 @@ def test_the_context_is_that_of_its_time_and_only_changes_are_written(tmp_path):
     first, second = (batch.context for batch in Recording(path))
     assert (first.node, first.wall_offset_ns) == (NODE, 1)
     assert (second.node, second.wall_offset_ns, second.symbol(1)) == (gone, 2, "g+0x0")
+
+
+def test_evidence_is_kept_once(tmp_path):
+    recorder = Recorder(tmp_path / "r", {"command": "trace"})
+    recorder.evidence(7, {"net.ipv4.ip_forward": "0", "a": "b"})
+    recorder.evidence(7, {"net.ipv4.ip_forward": "0"})
+    recorder.evidence(7, {"net.ipv4.ip_forward": "1"})
+    recorder.close()
+    assert read(tmp_path / "r")[0] == [
+        Evidence(7, {"net.ipv4.ip_forward": "0", "a": "b"}),
+        Evidence(7, {"net.ipv4.ip_forward": "1"}),
+    ]
 
 
 def test_one_call_records_a_batch_and_its_names(tmp_path):
@@ -213,7 +227,10 @@ KIND = (blocks.KIND, orjson.dumps({"kind": "hops", "fields": [["time_ns", "<u8",
         [(blocks.CONTEXT, b'{"reasons":{"1":2}}')],
         [(blocks.CONTEXT, b'{"wall_offset_ns":1e300}')],
         [(blocks.CONTEXT, b'{"wall_offset_ns":18446744073709551615}')],
+        [KIND, (blocks.ROWS, b"\0\0\0\0" + b"\xff" * 8)],
         [(blocks.LOST, b"{}")],
+        [(blocks.EVIDENCE, b'{"netns":1,"values":{"a":1}}')],
+        [(blocks.EVIDENCE, b'{"netns":1,"values":3}')],
     ],
 )
 def test_forged_content_is_an_error_of_one_line(tmp_path, pieces):
@@ -356,6 +373,7 @@ print("ready", flush=True)
 while True:
     rows = np.frombuffer(np.random.default_rng(at).bytes(300 * hop.itemsize), hop).copy()
     rows["packet_id"] = at
+    rows["time_ns"] >>= np.uint64(2)
     try:
         recorder.write("hops", rows)
     except TracerError as error:
