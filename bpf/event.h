@@ -196,6 +196,12 @@ struct flow_count {
 	__u64 tcp_flags; /* OR of all flags seen */
 };
 
+/* One CPU's counts of an IPv4 flow, before they go into the flow map. */
+struct cached_flow {
+	struct flow4_key key;
+	struct flow_count count;
+};
+
 /* Packets of a pod's flow that died, wherever on the node. */
 struct flow_drop_key {
 	struct flow_key flow; /* netns and ifindex of the place of death */

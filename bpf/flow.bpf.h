@@ -8,22 +8,20 @@
 #define KIND_NETKIT 0x74696b74656eULL /* "netkit" */
 
 /* The generation is full: keep the sums exact per pod end. */
-static __always_inline void count_other(const struct flow_key *flow, __u32 bytes)
+static __always_inline void count_other(struct flow_other_key *key, __u64 packets, __u64 bytes)
 {
-	struct flow_other_key key = {
-		.netns = flow->netns, .ifindex = flow->ifindex, .direction = flow->direction};
 	struct drop_count zero = {};
-	struct drop_count *count = flow_other.lookup(&key);
+	struct drop_count *count = flow_other.lookup(key);
 
 	if (!count) {
-		flow_other.update(&key, &zero);
-		count = flow_other.lookup(&key);
+		flow_other.update(key, &zero);
+		count = flow_other.lookup(key);
 	}
 	if (!count) {
 		lose(LOSS_FLOW_OTHER);
 		return;
 	}
-	count->packets += 1;
+	count->packets += packets;
 	count->bytes += bytes;
 }
 
@@ -40,42 +38,10 @@ static __always_inline struct flow_count *flow_counter(void *map, void *key)
 	return bpf_map_lookup_elem_(map, key);
 }
 
-static __always_inline struct flow_count *ipv4_counter(const struct flow_key *flow)
+static __always_inline void count_packet(struct flow_count *count, __u32 bytes, __u8 tcp_flags)
 {
-	struct flow4_key key = {
-		.netns = flow->netns,
-		.ifindex = flow->ifindex,
-		.sport = flow->tuple.sport,
-		.dport = flow->tuple.dport,
-		.protocol = flow->tuple.protocol,
-		.direction = flow->direction,
-	};
-	int slot = 0;
-	void *map = flows4.lookup(&slot);
-
-	__builtin_memcpy(key.saddr, flow->tuple.saddr + 12, 4);
-	__builtin_memcpy(key.daddr, flow->tuple.daddr + 12, 4);
-	return map ? flow_counter(map, &key) : NULL;
-}
-
-static __always_inline struct flow_count *other_counter(struct flow_key *flow)
-{
-	int slot = 0;
-	void *map = flows.lookup(&slot);
-
-	return map ? flow_counter(map, flow) : NULL;
-}
-
-static __always_inline void count_flow(struct flow_key *flow, __u32 bytes, __u8 tcp_flags)
-{
-	struct flow_count *count =
-		flow->tuple.ethertype == ETH_P_IP ? ipv4_counter(flow) : other_counter(flow);
 	__u64 tick = bpf_jiffies64();
 
-	if (!count) {
-		count_other(flow, bytes);
-		return;
-	}
 	if (count->tick != tick) {
 		/* A clock costs as much as the rest: once a tick is enough for the last time. */
 		count->tick = tick;
@@ -86,6 +52,111 @@ static __always_inline void count_flow(struct flow_key *flow, __u32 bytes, __u8 
 	count->packets += 1;
 	count->bytes += bytes;
 	count->tcp_flags |= tcp_flags;
+}
+
+/* Move what a cache slot holds into the map. */
+static __always_inline void flush_slot(struct cached_flow *cached)
+{
+	struct flow_other_key other = {.netns = cached->key.netns,
+				       .ifindex = cached->key.ifindex,
+				       .direction = cached->key.direction};
+	struct flow4_key key = cached->key;
+	struct flow_count *count = NULL;
+	int slot = 0;
+	void *map = flows4.lookup(&slot);
+
+	if (map)
+		count = flow_counter(map, &key);
+	if (!count) {
+		count_other(&other, cached->count.packets, cached->count.bytes);
+		return;
+	}
+	if (!count->packets)
+		count->first_ns = cached->count.first_ns;
+	count->last_ns = cached->count.last_ns;
+	count->packets += cached->count.packets;
+	count->bytes += cached->count.bytes;
+	count->tcp_flags |= cached->count.tcp_flags;
+}
+
+/* In the pieces the key was written in: reading it in larger ones would wait for the writes. */
+static __always_inline int same_flow(const struct flow4_key *one, const struct flow4_key *other)
+{
+	const __u32 *a = (void *)one, *b = (void *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] &&
+	       one->sport == other->sport && one->dport == other->dport &&
+	       one->protocol == other->protocol && one->direction == other->direction;
+}
+
+static __always_inline __u32 flow_slot(const struct flow4_key *key)
+{
+	const __u32 *words = (void *)key;
+	__u64 hash = words[0] ^ words[1] ^ (__u64)words[2] << 16 ^ (__u64)words[3] << 32;
+
+	hash ^= (__u64)key->sport << 8 ^ (__u64)key->dport << 24 ^ key->protocol ^
+		(__u64)key->direction << 60;
+	return (hash * 0x9e3779b97f4a7c15ULL) >> 40 & (FLOW_SLOTS - 1);
+}
+
+/* Most packets belong to a flow that this CPU has just counted: no hash table for those. */
+static __always_inline void count_ipv4(const struct flow4_key *key, __u32 bytes, __u8 tcp_flags)
+{
+	struct flow_count fresh = {};
+	struct cached_flow *cached;
+	__u32 slot = 0, *generation = flow_generation.lookup(&slot);
+
+	slot = flow_slot(key);
+	if (generation && *generation)
+		slot += FLOW_SLOTS;
+	cached = flow_cache.lookup(&slot);
+	if (!cached)
+		return;
+	if (!same_flow(&cached->key, key)) {
+		if (cached->count.packets)
+			flush_slot(cached);
+		cached->key = *key;
+		cached->count = fresh;
+	}
+	count_packet(&cached->count, bytes, tcp_flags);
+}
+
+static __always_inline void count_any(struct flow_key *flow, __u32 bytes, __u8 tcp_flags)
+{
+	struct flow_other_key other = {
+		.netns = flow->netns, .ifindex = flow->ifindex, .direction = flow->direction};
+	struct flow_count *count = NULL;
+	int slot = 0;
+	void *map = flows.lookup(&slot);
+
+	if (map)
+		count = flow_counter(map, flow);
+	if (count)
+		count_packet(count, bytes, tcp_flags);
+	else
+		count_other(&other, 1, bytes);
+}
+
+/* The key of an IPv4 packet without options that is no fragment, straight from its header. */
+static __always_inline int read_flow4(const void *l3, struct flow4_key *key, __u8 *tcp_flags)
+{
+	__u8 header[20 + 16];
+
+	if (bpf_probe_read_kernel(header, sizeof(header), l3) || header[0] != 0x45 ||
+	    *(__u16 *)(header + 6) & bpf_htons(IPV4_FRAGMENT_OFFSET))
+		return 0;
+	key->protocol = header[9];
+	*(__u32 *)key->saddr = *(__u32 *)(header + 12);
+	*(__u32 *)key->daddr = *(__u32 *)(header + 16);
+	if (has_ports(key->protocol)) {
+		key->sport = bpf_ntohs(*(__u16 *)(header + 20));
+		key->dport = bpf_ntohs(*(__u16 *)(header + 22));
+	} else if (key->protocol == IPPROTO_ICMP) {
+		key->sport = header[20];
+		key->dport = header[21];
+	}
+	*tcp_flags = key->protocol == IPPROTO_TCP ? header[33] : 0;
+	return 1;
 }
 
 /* Does a device of the node lead into another namespace, as the node's end of a veth does? */
@@ -112,8 +183,10 @@ static __always_inline int is_pair(const struct net_device *dev, __u32 ifindex)
 static __always_inline void flow_packet(int typed, const struct sk_buff *skb, const void *l3,
 					__u32 bytes, struct flow_key *key)
 {
+	struct flow4_key key4 = {
+		.netns = key->netns, .ifindex = key->ifindex, .direction = key->direction};
 	__u32 linear_bytes;
-	__u8 tcp_flags;
+	__u8 tcp_flags = 0;
 
 #ifdef SELECT_PODS
 	if (!place_selected(key->netns, key->ifindex))
@@ -121,8 +194,13 @@ static __always_inline void flow_packet(int typed, const struct sk_buff *skb, co
 #endif
 	key->tuple.ethertype = bpf_ntohs(LOAD(skb->protocol));
 	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
+	if (key->tuple.ethertype == ETH_P_IP && linear_bytes >= 20 + 16 &&
+	    read_flow4(l3, &key4, &tcp_flags)) {
+		count_ipv4(&key4, bytes, tcp_flags);
+		return;
+	}
 	tcp_flags = read_tuple(l3, linear_bytes, &key->tuple, NULL);
-	count_flow(key, bytes, tcp_flags);
+	count_any(key, bytes, tcp_flags);
 }
 
 /*

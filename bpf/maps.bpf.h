@@ -76,6 +76,12 @@ BPF_ARRAY_OF_MAPS(flows4, "flows4_0", 1);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, MAX_FLOW_DROPS);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);
 BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);
+/*
+ * In front of the IPv4 map: each CPU's recent flows, two generations of FLOW_SLOTS. A flow that
+ * needs the slot of another pushes that one's counts into the map.
+ */
+BPF_PERCPU_ARRAY(flow_cache, struct cached_flow, 2 * FLOW_SLOTS);
+BPF_ARRAY(flow_generation, __u32, 1);
 /* What is_pair() found out about the node's devices. */
 struct device_kind {
 	__u32 ifindex;

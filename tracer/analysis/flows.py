@@ -26,20 +26,23 @@ if TYPE_CHECKING:
 KNOWN, UNKNOWN, NODE_ONLY = range(3)
 
 
-def merge_cpus(counts: np.ndarray) -> np.ndarray:
-    """(n, cpus) flow_count → (n,) flow_count: sums, earliest first, latest last, OR of flags."""
-    merged = np.zeros(len(counts), counts.dtype)
-    if not len(counts):
-        return merged
+def sum_flows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One row a flow: sums, earliest first and latest last time, OR of the TCP flags.
+
+    `keys` (n,) flow_key and `counts` (n,) flow_count, of several CPUs and places each.
+    """
+    if not len(keys):
+        return keys, counts
+    raw = np.ascontiguousarray(keys).view(f"V{keys.itemsize}")
+    _, first, flow = np.unique(raw, return_index=True, return_inverse=True)
+    sums = np.zeros(len(first), counts.dtype)
     for name in ("packets", "bytes"):
-        merged[name] = counts[name].sum(axis=1)
-    # A CPU that saw nothing of a flow holds 0: that is not its first time.
-    seen = counts["packets"] > 0
-    never = np.iinfo(np.uint64).max
-    merged["first_ns"] = np.where(seen, counts["first_ns"], never).min(axis=1)
-    merged["last_ns"] = counts["last_ns"].max(axis=1)
-    merged["tcp_flags"] = np.bitwise_or.reduce(counts["tcp_flags"], axis=1)
-    return merged
+        np.add.at(sums[name], flow, counts[name])
+    sums["first_ns"] = np.iinfo(np.uint64).max
+    np.minimum.at(sums["first_ns"], flow, counts["first_ns"])
+    np.maximum.at(sums["last_ns"], flow, counts["last_ns"])
+    np.bitwise_or.at(sums["tcp_flags"], flow, counts["tcp_flags"])
+    return keys[first], sums
 
 
 def at_pods(keys: np.ndarray, node: Node) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +83,8 @@ def unpaired_places(node: Node) -> frozenset[tuple[int, int]]:
 
 
 def flow_records(keys: np.ndarray, counts: np.ndarray, context: Context) -> list[Record]:
-    """Packets that crossed pod devices: `keys` (n,) flow_key, `counts` (n, cpus) flow_count."""
-    totals = merge_cpus(counts)
+    """Packets that crossed pod devices: `keys` (n,) flow_key, `counts` (n,) flow_count, in rows."""
+    keys, totals = sum_flows(keys, counts)
     order = np.argsort(totals["first_ns"], kind="stable")
     return [_flow(keys[index], totals[index], context) for index in order]
 

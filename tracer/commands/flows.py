@@ -118,7 +118,7 @@ class Flows:
         records += flow_drop_records(*drops, context, (self._begin_ns, end_ns))
         records += other_records(*other, context, end_ns)
         self._begin_ns = end_ns
-        self.flows += len(flows[0])
+        self.flows += len(records)
         self.packets += sum(r["packets"] for r in records if r["verdict"] == "forwarded")
         self._sink.write(records)
         for source, count in self._session.new_losses().items():

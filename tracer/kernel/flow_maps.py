@@ -56,18 +56,50 @@ class Generations:
 
 
 class FlowCounts:
-    """The flow maps, IPv4's with its smaller key and everyone else's, as one."""
+    """Everything the flow plane counted: each CPU's cache, IPv4's map, and everyone else's."""
 
     def __init__(self, loaded: Loaded) -> None:
         """Counting starts here."""
+        structs = layout().structs
+        self._cache = Map(*loaded.maps["flow_cache"], "<u4", structs["cached_flow"])
+        self._generation = Map(*loaded.maps["flow_generation"], "<u4", "<u4")
+        self._slots = self._cache.info.max_entries // 2
+        self._active = 0
         self._ipv4 = Generations(loaded, "flows4", "flow4_key", "flow_count")
         self._other = Generations(loaded, "flows", "flow_key", "flow_count")
 
     def turn(self) -> tuple[np.ndarray, np.ndarray]:
-        """(keys (n,) flow_key, values (n, cpus) flow_count) since the last turn."""
-        keys4, counts4 = self._ipv4.turn()
-        keys, counts = self._other.turn()
-        return np.concatenate((_widened(keys4), keys)), np.concatenate((counts4, counts))
+        """(keys (n,) flow_key, counts (n,) flow_count) since the last turn.
+
+        One row is what one CPU counted in one place: a flow may have several.
+        """
+        filled = self._active
+        self._active = 1 - filled
+        # Programs that still use the old half are waited for when the maps turn; what these push
+        # out of it meanwhile goes into the maps that are read now or next.
+        self._generation.update(bytes(4), self._active.to_bytes(4, sys.byteorder))
+        rows = [_rows(*self._ipv4.turn()), _rows(*self._other.turn())]
+        rows.append(self._empty_half(filled))
+        keys = [_widened(keys) if keys.dtype != rows[1][0].dtype else keys for keys, _ in rows]
+        return np.concatenate(keys), np.concatenate([counts for _, counts in rows])
+
+    def _empty_half(self, half: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read and clear one generation of the cache."""
+        slots, values = self._cache.read(2 * self._slots)
+        mine = slots // self._slots == half
+        used = mine & (values["count"]["packets"] > 0).any(axis=1)
+        zeros = bytes(self._cache.entry_bytes)
+        for slot in slots[used]:
+            self._cache.update(int(slot).to_bytes(4, sys.byteorder), zeros)
+        return _rows(values["key"][used], values["count"][used])
+
+
+def _rows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys (n,) or (n, cpus) and counts (n, cpus) → one row for each count above zero."""
+    used = counts["packets"] > 0
+    if keys.ndim == 1:
+        keys = np.broadcast_to(keys[:, np.newaxis], counts.shape)
+    return keys[used], counts[used]
 
 
 def _widened(keys4: np.ndarray) -> np.ndarray:

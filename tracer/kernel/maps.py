@@ -50,17 +50,22 @@ class Map:
         self._cpus = possible_cpus() if info.kind in PERCPU else 0
         self._stride = (self._value.itemsize + 7) // 8 * 8 if self._cpus else self._value.itemsize
 
+    @property
+    def entry_bytes(self) -> int:
+        """Size of one key's value as the kernel takes it: of all CPUs, if there is one for each."""
+        return (self._cpus or 1) * self._stride
+
     def _empty(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         return (
             np.empty(count, self._key),
-            np.empty(count * (self._cpus or 1) * self._stride, np.uint8),
+            np.empty(count * self.entry_bytes, np.uint8),
         )
 
     def _values(self, raw: np.ndarray, count: int) -> np.ndarray:
         """Raw bytes of `count` entries → values, (count,) or (count, cpus)."""
         shape = (count, self._cpus) if self._cpus else (count,)
         slot = np.dtype({"names": ["v"], "formats": [self._value], "itemsize": self._stride})
-        used = raw[: count * (self._cpus or 1) * self._stride]
+        used = raw[: count * self.entry_bytes]
         values: np.ndarray = used.view(slot)["v"].reshape(shape)
         return values
 

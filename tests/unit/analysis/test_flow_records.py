@@ -4,7 +4,7 @@ import numpy as np
 
 from tracer.analysis.addresses import address_bytes
 from tracer.analysis.drops import Context
-from tracer.analysis.flows import flow_drop_records, flow_records, merge_cpus, other_records
+from tracer.analysis.flows import flow_drop_records, flow_records, other_records, sum_flows
 from tracer.layout import layout
 from tracer.model import Node, Pod
 
@@ -30,33 +30,37 @@ def _flow(key, source, destination, protocol=6, ports=(4000, 80), ethertype=0x08
 
 
 def _counts(*rows):
-    counts = np.zeros((len(rows), 2), STRUCTS["flow_count"])
-    for index, row in enumerate(rows):
-        for cpu, (packets, size, first_ns, last_ns, flags) in enumerate(row):
-            counts[index, cpu] = (packets, size, first_ns, last_ns, 0, flags)
+    counts = np.zeros(len(rows), STRUCTS["flow_count"])
+    for index, (packets, size, first_ns, last_ns, flags) in enumerate(rows):
+        counts[index] = (packets, size, first_ns, last_ns, 0, flags)
     return counts
 
 
-def test_cpus_are_summed_and_an_idle_cpu_does_not_set_the_first_time():
-    merged = merge_cpus(_counts([(3, 300, 50, 90, 0x02), (0, 0, 0, 0, 0)],
-                                [(1, 10, 70, 70, 0x10), (2, 20, 60, 95, 0x01)]))  # fmt: skip
-    assert merged["packets"].tolist() == [3, 3]
-    assert merged["bytes"].tolist() == [300, 30]
-    assert merged["first_ns"].tolist() == [50, 60]
-    assert merged["last_ns"].tolist() == [90, 95]
-    assert merged["tcp_flags"].tolist() == [0x02, 0x11]
+def test_rows_of_one_flow_are_summed():
+    keys = np.zeros(4, STRUCTS["flow_key"])
+    keys["ifindex"] = (2, 3, 2, 2)
+    counts = _counts(
+        (3, 300, 50, 90, 0x02), (1, 10, 70, 70, 0x10), (2, 20, 60, 95, 0x01), (4, 4, 55, 56, 0x08)
+    )
+    flows, sums = sum_flows(keys, counts)
+    assert flows["ifindex"].tolist() == [2, 3]
+    assert sums["packets"].tolist() == [9, 1]
+    assert sums["bytes"].tolist() == [324, 10]
+    assert sums["first_ns"].tolist() == [50, 70]
+    assert sums["last_ns"].tolist() == [95, 70]
+    assert sums["tcp_flags"].tolist() == [0x0B, 0x10]
 
 
 def test_no_flows_are_no_records():
     none = np.zeros(0, STRUCTS["flow_key"])
-    assert flow_records(none, np.zeros((0, 2), STRUCTS["flow_count"]), CONTEXT) == []
+    assert flow_records(none, np.zeros(0, STRUCTS["flow_count"]), CONTEXT) == []
 
 
 def test_a_flow_names_its_pod_and_direction():
     keys = np.zeros(1, STRUCTS["flow_key"])
     keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, 1
     _flow(keys[0], "10.244.0.5", "192.0.2.1")
-    (record,) = flow_records(keys, _counts([(7, 700, 1, 2, 0x12), (0, 0, 0, 0, 0)]), CONTEXT)
+    (record,) = flow_records(keys, _counts((7, 700, 1, 2, 0x12)), CONTEXT)
     assert (record["k8s.pod.name"], record["direction"]) == ("web-1", "egress")
     assert (record["packets"], record["bytes"], record["verdict"]) == (7, 700, "forwarded")
     assert record["tcp.flags"] == "SYN,ACK"
@@ -69,7 +73,7 @@ def test_what_is_not_ip_is_a_flow_without_addresses():
     keys = np.zeros(1, STRUCTS["flow_key"])
     keys["netns"], keys["direction"] = POD_NETNS, 2
     keys["tuple"]["ethertype"] = 0x0806
-    (record,) = flow_records(keys, _counts([(3, 84, 1, 2, 0), (0, 0, 0, 0, 0)]), CONTEXT)
+    (record,) = flow_records(keys, _counts((3, 84, 1, 2, 0)), CONTEXT)
     assert record["network.type"] == "arp"
     assert "src.address" not in record
 
