@@ -142,7 +142,7 @@ class Assembler:
         known = np.isin(drops["packet_id"], rows["packet_id"][done])
         kept = drops[~known]
         self._drops = [kept] if len(kept) else []
-        return self._paths(rows[done], ids[done], drops[known]) if done.any() else []
+        return self._paths(*branches.sort(rows, ids, done), drops[known]) if done.any() else []
 
     def _join_orphans(
         self, drops: np.ndarray, now_ns: int, *, everything: bool
@@ -159,11 +159,6 @@ class Assembler:
         return np.concatenate(self._hops) if len(self._hops) > 1 else self._hops[0]
 
     def _paths(self, rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray) -> list[Path]:
-        by_time = np.lexsort((rows["time_ns"], ids))
-        rows, ids = rows[by_time], ids[by_time]
-        stray = branches.stray_routes(rows, ids)
-        if stray.any():
-            rows, ids = rows[~stray], ids[~stray]
         order = branches.order(rows, ids)
         told = columns(rows, order, _netns(rows, order))
         outer = in_tunnel(rows, order.starts)
@@ -181,7 +176,8 @@ class Assembler:
         rows, starts = batch.rows, batch.order.starts.tolist()
         first = batch.order.starts[:-1]
         last = batch.order.starts[1:] - 1
-        again = self._retransmissions.find(rows[first]).tolist()
+        again = self._retransmissions.find(rows[first])
+        again |= np.logical_or.reduceat(rows["hop"] == HOP.HOP_RETRANSMIT, first)
         joined = (rows["flags"] & FLAG.HOP_JOINED > 0) | (rows["packet_id"] != ids)
         joined_each = np.logical_or.reduceat(joined, first).tolist()
         flows = self._flows_of(batch)
@@ -196,7 +192,7 @@ class Assembler:
                 starts[number + 1],
                 flows[number],
                 drop=None if death is None else drops[death],
-                retransmitted=again[number],
+                retransmitted=bool(again[number]),
                 joined=joined_each[number],
                 lost=lost[number],
             )

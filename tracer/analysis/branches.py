@@ -8,6 +8,7 @@ one by one; all others are told apart by comparing whole columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from tracer.layout import layout
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-HOP: Any = layout().enums["hop"]
-FLAG: Any = layout().enums["hop_flag"]
-"""Enums whose members only the header knows."""
+HOP: Any = SimpleNamespace(**{one.name: int(one) for one in layout().enums["hop"]})
+FLAG: Any = SimpleNamespace(**{one.name: int(one) for one in layout().enums["hop_flag"]})
+"""Enums of bpf/event.h as plain integers: members of an Enum are slow to compare."""
 NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT = 1, 3
 JOIN_NS = 1_000_000
 """A packet whose data moved is seen again within this time, or not recognised."""
-ENDS = (int(HOP.HOP_CONSUMED), int(HOP.HOP_DROPPED))
-_LEAVING = (int(HOP.HOP_DEV_QUEUE), int(HOP.HOP_DEV_XMIT))
+ENDS = (HOP.HOP_CONSUMED, HOP.HOP_DROPPED)
+_LEAVING = (HOP.HOP_DEV_QUEUE, HOP.HOP_DEV_XMIT)
 _IPPROTO_TCP = 6
 
 
@@ -121,17 +122,25 @@ def _resolve(
     return ids
 
 
-def stray_routes(rows: np.ndarray, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Routing decisions behind the end of their sk_buff: those of the answer, not of the packet.
+def sort(
+    rows: np.ndarray, ids: NDArray[np.uint64], chosen: NDArray[np.bool_]
+) -> tuple[np.ndarray, NDArray[np.uint64]]:
+    """The chosen hop records by packet and time, and their ids; without strays."""
+    index = np.flatnonzero(chosen)
+    index = index[np.lexsort((rows["time_ns"][index], ids[index]))]
+    index = index[~_strays(rows["hop"][index], rows["skb"][index], ids[index])]
+    return rows[index], ids[index]
 
-    `rows` are sorted by `ids` and time.
-    """
-    hops = rows["hop"]
+
+def _strays(
+    hops: NDArray[np.uint16], skbs: NDArray[np.uint64], ids: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Routing decisions behind the end of their sk_buff: those of the answer, not of the packet."""
     is_route = hops == HOP.HOP_ROUTE
-    index = np.arange(len(rows))
+    index = np.arange(len(hops))
     last = np.maximum.accumulate(np.where(is_route, 0, index))
     strays: NDArray[np.bool_] = is_route & is_end(hops[last]) & (ids[last] == ids)
-    strays &= rows["skb"][last] == rows["skb"]
+    strays &= skbs[last] == skbs
     return strays
 
 

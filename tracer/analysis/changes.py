@@ -24,7 +24,7 @@ _TTL_AT = {ETH_P_IP: 8, ETH_P_IPV6: 7}
 IP_HEADER_BYTES = 20
 _WITHOUT_PORTS = ("icmp", "icmpv6")
 _IPS_CONFIRMED = 1 << 3
-_DEVICE_HOPS = int(HOP.HOP_NF_LEAVE)
+_DEVICE_HOPS = HOP.HOP_NF_LEAVE
 """Hops up to this see the whole packet; behind them a socket may have taken its headers off."""
 
 
@@ -48,6 +48,11 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
             text = say(rows, int(before[at]), int(now[at]))
             if text:
                 told[int(row[at])].append(text)
+    ttl = _ttls(rows)
+    fell = np.flatnonzero((ttl[before] != ttl[now]) & (ttl[before] > 0) & (ttl[now] > 0))
+    old, new = ttl[before[fell]].tolist(), ttl[now[fell]].tolist()
+    for at, one, other in zip(row[fell].tolist(), old, new, strict=True):
+        told[at].append(f"ttl {one} → {other}")
     forked = np.flatnonzero((order.branch > 0) & (order.previous >= 0))
     forked = forked[order.branch[order.previous[forked]] != order.branch[forked]]
     for at in forked.tolist():
@@ -212,14 +217,6 @@ def _data_moved(
     return moved
 
 
-def _ttl_differs(
-    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    ttl = _ttls(rows)
-    differs: NDArray[np.bool_] = (ttl[before] != ttl[now]) & (ttl[before] > 0) & (ttl[now] > 0)
-    return differs
-
-
 def _size_differs(
     rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
@@ -242,11 +239,6 @@ def _gso(rows: np.ndarray, before: int, now: int) -> str:
     return f"GSO {old} → {new} segments"
 
 
-def _ttl(rows: np.ndarray, before: int, now: int) -> str:
-    old, new = _ttls(rows[[before, now]]).tolist()
-    return f"ttl {old} → {new}"
-
-
 _COMPARISONS: tuple[tuple[Callable[..., NDArray[np.bool_]], Callable[..., str]], ...] = (
     (_differ("tuple.daddr", "tuple.dport"), lambda rows, old, new: _side(rows, old, new, "d")),
     (_differ("tuple.saddr", "tuple.sport"), lambda rows, old, new: _side(rows, old, new, "s")),
@@ -254,7 +246,6 @@ _COMPARISONS: tuple[tuple[Callable[..., NDArray[np.bool_]], Callable[..., str]],
     (_differ("ct.present", "ct.info", "ct.status", "ct.tcp_state"), _conntrack),
     (_differ("ct.mark"), _conntrack_mark),
     (_data_moved, lambda _rows, _old, _new: "data copied"),
-    (_ttl_differs, _ttl),
     (_gso_differs, _gso),
     (_size_differs, _size),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.branches import HOP
 from tracer.analysis.changes import changes
 
 if TYPE_CHECKING:
@@ -16,44 +17,75 @@ if TYPE_CHECKING:
 
     from tracer.analysis.branches import Order
 
+OUTCOMES = ("", "accept", "drop", "stolen", "stolen or queued", "unknown")
+"""What a netfilter hook did with a packet, of rows that are no netfilter hook nothing."""
+_ACCEPT, _DROP, _STOLEN, _GONE, _UNKNOWN = range(1, len(OUTCOMES))
+
+Place = tuple[int, int, int, int, int, int]
+"""Namespace, device, kind of hop, netfilter family and hook, index into OUTCOMES."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """One list a column, one element a row; the names are those of `struct hop_event`."""
+    """Lists with one element a row; names as in `struct hop_event` and branches.Order."""
 
-    hop: list[int]
+    place: list[Place]
     time_ns: list[int]
-    netns: list[int]
-    ifindex: list[int]
-    nf: list[tuple[int, int]]
-    """(nf_family, nf_hook)."""
+    delta_ns: list[int]
+    """Since the hop before, -1 without one."""
+    duration_ns: list[int]
+    """Between the two records of a netfilter hook, else -1."""
     previous: list[int]
-    """As in branches.Order, and so are the next four."""
     branch: list[int]
     state: list[int]
-    leave: list[int]
-    following: list[int]
     absorbed: list[bool]
     """True for a HOP_NF_LEAVE that is told together with its HOP_NF_ENTER."""
+    crossed: list[bool]
+    """The hop before was in another namespace."""
     changes: Mapping[int, list[str]]
     """Row → what changed there."""
+    branched: list[bool]
+    """Of each packet, whether it was cloned."""
+    gaps: list[int]
+    """Of each packet, how many netfilter hooks have only one of their two records."""
 
 
 def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Columns:
     """Take the columns of sorted hop records."""
+    time_ns = rows["time_ns"].astype(np.int64)
     absorbed = np.zeros(len(rows), bool)
     absorbed[order.leave[order.leave >= 0]] = True
+    outcome = _outcomes(rows["hop"], order, absorbed)
+    first, since = order.starts[:-1], order.previous >= 0
+    place = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
+    missing = (outcome == _UNKNOWN) | ((rows["hop"] == HOP.HOP_NF_LEAVE) & ~absorbed)
+    paired = order.leave >= 0
     return Columns(
-        hop=rows["hop"].tolist(),
-        time_ns=rows["time_ns"].tolist(),
-        netns=netns.tolist(),
-        ifindex=rows["ifindex"].tolist(),
-        nf=list(zip(rows["nf_family"].tolist(), rows["nf_hook"].tolist(), strict=True)),
+        place=list(zip(*(column.tolist() for column in place), strict=True)),
+        time_ns=time_ns.tolist(),
+        delta_ns=np.where(since, time_ns - time_ns[order.previous], -1).tolist(),
+        duration_ns=np.where(paired, time_ns[order.leave] - time_ns, -1).tolist(),
         previous=order.previous.tolist(),
         branch=order.branch.tolist(),
         state=order.state.tolist(),
-        leave=order.leave.tolist(),
-        following=order.following.tolist(),
         absorbed=absorbed.tolist(),
+        crossed=(since & (netns != netns[order.previous])).tolist(),
         changes=changes(rows, order),
+        branched=(np.maximum.reduceat(order.branch, first) > 0).tolist(),
+        gaps=np.add.reduceat(missing.astype(np.int64), first).tolist(),
     )
+
+
+def _outcomes(
+    hops: NDArray[np.uint16], order: Order, absorbed: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """What each netfilter hook did, by what came after it in its branch."""
+    after = hops[order.following]
+    went_on = np.select(
+        [order.following < 0, after == HOP.HOP_DROPPED, after == HOP.HOP_CONSUMED],
+        [_GONE, _DROP, _STOLEN],
+        _UNKNOWN,
+    )
+    entered = np.where(order.leave >= 0, _ACCEPT, went_on)
+    left = np.where(absorbed, 0, _ACCEPT)
+    return np.select([hops == HOP.HOP_NF_ENTER, hops == HOP.HOP_NF_LEAVE], [entered, left], 0)

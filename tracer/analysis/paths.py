@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from tracer.analysis.addresses import address_text
 from tracer.analysis.assemble import Assembler, Path
 from tracer.analysis.branches import ENDS, FLAG, HOP, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
+from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields, tuple_fields
 from tracer.analysis.drops import drop_record, place_fields, pod_fields
 from tracer.analysis.explain import explain
 from tracer.analysis.packet import describe, parse
-from tracer.analysis.time import format_time
+from tracer.analysis.time import NS_PER_S, format_time
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from tracer.analysis.columns import Columns
+    from tracer.analysis.columns import Columns, Place
     from tracer.analysis.drops import Context
-    from tracer.model import Device, Record
+    from tracer.model import Device, Node, Record
 
     Explain = Callable[[Record], Record]
 
@@ -47,7 +48,7 @@ _INSIDE = frozenset(("veth", "bridge", "dummy", "ifb", "bond", "team", "vlan", "
 """Kinds of device behind which the packet is still on this node."""
 _DROP_NAMES = ("drop.", "netfilter.", "interface.", "netns", "k8s.pod.", "mark")
 _TELLING = frozenset((HOP.HOP_ROUTE, HOP.HOP_DROPPED, HOP.HOP_CONSUMED, HOP.HOP_COPIED))
-_TAKEN = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED)
+_TAKEN = frozenset((HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED))
 
 
 def path_record(path: Path, context: Context, explained: Explain | None = None) -> Record:
@@ -76,28 +77,34 @@ class _View:
     rows: np.ndarray
     columns: Columns
     context: Context
-    places: dict[tuple[int, int], Record] = field(default_factory=dict)
+    places: dict[Place, Record] = field(default_factory=dict)
     seconds: dict[int, str] = field(default_factory=dict)
 
     def time(self, row: int) -> str:
         """The record's time of a row."""
         wall_ns = self.columns.time_ns[row] + self.context.wall_offset_ns
-        second, nanoseconds = divmod(wall_ns, 1_000_000_000)
+        second, nanoseconds = divmod(wall_ns, NS_PER_S)
         prefix = self.seconds.get(second)
         if prefix is None:
-            prefix = self.seconds[second] = format_time(second * 1_000_000_000)[:20]
+            prefix = self.seconds[second] = format_time(second * NS_PER_S)[:20]
         return f"{prefix}{nanoseconds:09d}Z"
 
     def place(self, row: int) -> Record:
-        """Device, namespace and pod of a row."""
-        key = self.columns.netns[row], self.columns.ifindex[row]
+        """Hook and its verdict, device, namespace and pod of a row; not to be changed."""
+        key = self.columns.place[row]
         known = self.places.get(key)
         if known is None:
-            node = self.context.node
-            pod = node.pods.get(node.pod_by_netns.get(key[0], ""))
-            known = {**place_fields(node, *key), **pod_fields("", pod)}
-            self.places[key] = known
+            known = self.places[key] = _place(key, self.context.node)
         return known
+
+
+def _place(key: Place, node: Node) -> Record:
+    netns, ifindex, kind, family, hook, outcome = key
+    place: Record = {"hook": hook_name(kind, family, hook)}
+    if OUTCOMES[outcome]:
+        place["verdict"] = OUTCOMES[outcome]
+    pod = node.pods.get(node.pod_by_netns.get(netns, ""))
+    return {**place, **place_fields(node, netns, ifindex), **pod_fields("", pod)}
 
 
 def where(place: Record) -> str:
@@ -110,7 +117,6 @@ def where(place: Record) -> str:
 
 
 def _record(path: Path, view: _View, explained: Explain) -> Record:
-    hops, gaps = _hops(path, view)
     verdict, last = _verdict(path, view)
     node = view.context.node
     record: Record = {
@@ -132,68 +138,61 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
         record.update(conntrack_fields(view.rows["ct"][entry]))
-    if path.retransmitted or HOP.HOP_RETRANSMIT in view.columns.hop[path.start : path.stop]:
+    if path.retransmitted:
         record["tcp.retransmission"] = True
     if verdict == "dropped" and path.drop is not None:
         record.update(_death(path.drop, view.context, explained))
     if path.joined:
         record["inferred"] = True
-    missing = _incomplete(path, gaps)
+    missing = _incomplete(path)
     if missing:
         record["incomplete"] = missing
-    record["hops"] = hops
+    record["hops"] = _hops(path, view)
     return record
 
 
-def _hops(path: Path, view: _View) -> tuple[list[Record], int]:
-    """The visible hops of a packet by time, and how many hop records are missing for certain."""
-    hops: list[Record] = []
-    number: dict[int, int] = {}
-    gaps = 0
-    branched = max(view.columns.branch[path.start : path.stop]) > 0
-    for row in range(path.start, path.stop):
-        if view.columns.absorbed[row]:
-            number[row] = number[_enter(view, row)]
-            continue
-        number[row] = len(hops)
-        hop, gap = _hop(view, row)
-        gaps += gap
-        if branched:
-            before = view.columns.previous[row]
-            hop["branch"] = view.columns.branch[row]
-            if before >= 0 and view.columns.branch[before] != view.columns.branch[row]:
-                hop["after"] = number[before]
-        hops.append(hop)
-    return hops, gaps
+def _hops(path: Path, view: _View) -> list[Record]:
+    """The visible hops of a packet by time."""
+    columns = view.columns
+    hops = [_hop(view, row) for row in range(path.start, path.stop) if not columns.absorbed[row]]
+    if columns.branched[path.number]:
+        _note_branches(hops, path, columns)
+    return hops
 
 
-def _hop(view: _View, row: int) -> tuple[Record, int]:
-    """One hop, and 1 if the other record of its netfilter hook is missing."""
-    kind, before, gap = view.columns.hop[row], view.columns.previous[row], 0
-    place, told = view.place(row), view.columns.changes.get(row)
-    hop: Record = {
-        "hook": hook_name(view.columns.hop[row], *view.columns.nf[row]),
-        **place,
-        "time": view.time(row),
-    }
-    if before >= 0:
-        hop["delta_ns"] = view.columns.time_ns[row] - view.columns.time_ns[before]
-        if view.columns.netns[row] != view.columns.netns[before]:
-            told = [f"crossed into {where(place)}", *(told or ())]
-    if kind == HOP.HOP_NF_ENTER:
-        gap = _note_netfilter(hop, view, row)
-    elif kind == HOP.HOP_NF_LEAVE:
-        hop["verdict"], gap = "accept", 1
-    elif kind in _TELLING:
+def _hop(view: _View, row: int) -> Record:
+    columns = view.columns
+    hop = view.place(row).copy()
+    hop["time"] = view.time(row)
+    delta_ns, duration_ns = columns.delta_ns[row], columns.duration_ns[row]
+    if delta_ns >= 0:
+        hop["delta_ns"] = delta_ns
+    if duration_ns >= 0:
+        hop["duration_ns"] = duration_ns
+    if columns.place[row][2] in _TELLING:
         _note_end(hop, view, row)
+    told = columns.changes.get(row)
+    if columns.crossed[row]:
+        told = [f"crossed into {where(hop)}", *(told or ())]
     if told:
         hop["changes"] = told
-    return hop, gap
+    return hop
 
 
-def _enter(view: _View, row: int) -> int:
-    """The HOP_NF_ENTER of a HOP_NF_LEAVE."""
-    return view.columns.state[row]
+def _note_branches(hops: list[Record], path: Path, columns: Columns) -> None:
+    """The branch of each hop, and after which hop each branch begins."""
+    number: dict[int, int] = {}
+    at = -1
+    for row in range(path.start, path.stop):
+        if columns.absorbed[row]:
+            number[row] = number[columns.state[row]]
+            continue
+        at += 1
+        number[row] = at
+        before = columns.previous[row]
+        hops[at]["branch"] = columns.branch[row]
+        if before >= 0 and columns.branch[before] != columns.branch[row]:
+            hops[at]["after"] = number[before]
 
 
 def hook_name(kind: int, nf_family: int, nf_hook: int) -> str:
@@ -204,28 +203,12 @@ def hook_name(kind: int, nf_family: int, nf_hook: int) -> str:
     return HOOKS.get(kind, f"hop {kind}")
 
 
-def _note_netfilter(hop: Record, view: _View, row: int) -> int:
-    """Duration and verdict; 1 when the packet went on without leaving: a record is missing."""
-    leave = view.columns.leave[row]
-    if leave >= 0:
-        hop["duration_ns"] = view.columns.time_ns[leave] - view.columns.time_ns[row]
-        hop["verdict"] = "accept"
-        return 0
-    after = view.columns.following[row]
-    if after < 0:
-        hop["verdict"] = "stolen or queued"
-        return 0
-    told = {HOP.HOP_DROPPED: "drop", HOP.HOP_CONSUMED: "stolen"}
-    hop["verdict"] = told.get(view.columns.hop[after], "unknown")
-    return int(hop["verdict"] == "unknown")
-
-
 def _note_end(hop: Record, view: _View, row: int) -> None:
     """Where the packet goes by the routing table, why and by whom it was freed, what was read."""
     record = view.rows[row]
-    kind = view.columns.hop[row]
+    netns, _, kind, *_ = view.columns.place[row]
     if kind == HOP.HOP_ROUTE:
-        out = view.context.node.devices.get((view.columns.netns[row], int(record["out_ifindex"])))
+        out = view.context.node.devices.get((netns, int(record["out_ifindex"])))
         if out:
             hop["route.interface.name"] = out.name
     elif kind == HOP.HOP_COPIED:
@@ -238,36 +221,35 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
 
 def _verdict(path: Path, view: _View) -> tuple[str, int]:
     """What became of the packet, and the row that tells; of its branches the best that came."""
-    best = (len(_VERDICTS), path.start)
-    ends: dict[int, list[int]] = {}
-    for row in range(path.start, path.stop):
-        if view.columns.hop[row] != HOP.HOP_ROUTE:
-            ends.setdefault(view.columns.branch[row], []).append(row)
-    for rows in ends.values():
-        rank = _VERDICTS.index(_branch_verdict(rows, view))
-        if rank < best[0]:
-            best = rank, rows[-1]
-    if best[0] == len(_VERDICTS):
-        return "unknown", path.start
-    return _VERDICTS[best[0]], best[1]
+    columns = view.columns
+    rows = [row for row in range(path.start, path.stop) if columns.place[row][2] != HOP.HOP_ROUTE]
+    if not columns.branched[path.number]:
+        return (_branch_verdict(rows, view), rows[-1]) if rows else ("unknown", path.start)
+    branches: dict[int, list[int]] = {}
+    for row in rows:
+        branches.setdefault(columns.branch[row], []).append(row)
+    told = [(_branch_verdict(some, view), some[-1]) for some in branches.values()]
+    return min(told, key=lambda one: _VERDICTS.index(one[0]))
 
 
 _VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
 
 
 def _branch_verdict(rows: list[int], view: _View) -> str:
-    hops = [view.columns.hop[row] for row in rows]
-    if any(hop in _TAKEN for hop in hops):
-        return "delivered" if len(rows) > 1 or view.columns.branch[rows[0]] == 0 else "consumed"
+    places = view.columns.place
+    hops = [places[row][2] for row in rows]
+    if not _TAKEN.isdisjoint(hops):
+        is_tap = len(rows) == 1 and view.columns.branch[rows[0]] > 0
+        return "consumed" if is_tap else "delivered"
     if hops[-1] == HOP.HOP_DROPPED and not _purged(rows[-1], view):
         return "dropped"
-    at = -2 if hops[-1] in ENDS and len(rows) > 1 else -1
-    kind, row = hops[at], rows[at]
-    if kind == HOP.HOP_NF_LEAVE and view.columns.nf[row][1] == NF_INET_LOCAL_IN:
+    row = rows[-2] if hops[-1] in ENDS and len(rows) > 1 else rows[-1]
+    netns, ifindex, kind, _, hook, _ = places[row]
+    if kind == HOP.HOP_NF_LEAVE and hook == NF_INET_LOCAL_IN:
         return "delivered"
+    node = view.context.node
     if kind == HOP.HOP_DEV_XMIT and _leaves_node(
-        view.context.node.devices.get((view.columns.netns[row], view.columns.ifindex[row])),
-        is_node=view.columns.netns[row] == view.context.node.netns,
+        node.devices.get((netns, ifindex)), is_node=netns == node.netns
     ):
         return "forwarded"
     return "consumed" if hops[-1] == HOP.HOP_CONSUMED else "unknown"
@@ -276,10 +258,12 @@ def _branch_verdict(rows: list[int], view: _View) -> str:
 def _purged(row: int, view: _View) -> bool:
     """Whether it had reached its socket, which was closed before it was read."""
     before = view.columns.state[row]
+    if before < 0:
+        return False
+    _, _, kind, _, hook, _ = view.columns.place[before]
     return (
-        before >= 0
-        and view.columns.hop[before] == HOP.HOP_NF_LEAVE
-        and view.columns.nf[before][1] == NF_INET_LOCAL_IN
+        kind == HOP.HOP_NF_LEAVE
+        and hook == NF_INET_LOCAL_IN
         and view.context.reason(int(view.rows["argument"][row])) == "QUEUE_PURGE"
     )
 
@@ -348,9 +332,9 @@ def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) 
     first = path.batch.rows[path.start]
     sender = ""
     if first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT:
-        sender = node.pod_by_netns.get(view.columns.netns[path.start], "")
+        sender = node.pod_by_netns.get(view.columns.place[path.start][0], "")
     sender = sender or node.pod_by_address.get(packet.get("src.address", ""), "")
-    receiver = node.pod_by_netns.get(view.columns.netns[arrived], "") if arrived >= 0 else ""
+    receiver = node.pod_by_netns.get(view.columns.place[arrived][0], "") if arrived >= 0 else ""
     goal = final.get("dst.address") or packet.get("dst.address", "")
     receiver = receiver or node.pod_by_address.get(goal, "")
     return {
@@ -372,12 +356,13 @@ def _explained(record: Record) -> Record:
     return {**record, "explanation": explanation.sentence, "hint": explanation.hint}
 
 
-def _incomplete(path: Path, gaps: int) -> str:
+def _incomplete(path: Path) -> str:
     """What is known to be missing, in words."""
     told = []
     first = path.batch.rows["flags"][path.start]
     if not first & FLAG.HOP_FIRST:
         told.append("its beginning was lost, or shown before")
+    gaps = path.batch.columns.gaps[path.number]
     if gaps:
         told.append(f"{gaps} of its hop records are missing")
     if path.lost:
