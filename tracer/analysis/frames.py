@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tracer.analysis.branches import HOP
 from tracer.analysis.netfilter import netfilter_place
@@ -12,12 +15,10 @@ from tracer.layout import layout
 from tracer.model import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
+    from collections.abc import Mapping
 
     from tracer.analysis.drops import Context
-    from tracer.model import Node, Pod
+    from tracer.model import DeviceKey, Node, Pod
 
 INBOUND, OUTBOUND = 1, 2
 _FLOWS = {
@@ -28,6 +29,10 @@ _FLOWS = {
 }
 NO_DEVICE = "no device"
 MADE_UP = "link-layer header made up"
+_TELLING = (
+    "hop", "nf_family", "nf_hook", "netns", "ifindex", "argument", "location", "has_mac"
+)  # fmt: skip
+"""Fields of a hop_event that its comment tells; few combinations exist, many hops of each."""
 
 
 def frames(kind: str, events: np.ndarray, context: Context) -> list[Frame]:
@@ -35,70 +40,108 @@ def frames(kind: str, events: np.ndarray, context: Context) -> list[Frame]:
 
     A hop that is a death is among the hops already: of a trace, take the hops only.
     """
-    make = {"hops": _hops, "drops": _drops}[kind]
-    return sorted(make(events, context), key=lambda frame: frame.time_ns)
+    events = events[np.argsort(events["time_ns"], kind="stable")]
+    if kind == "drops":
+        sights = [_drop_sight(event, context) for event in events]
+    else:
+        sights = _hop_sights(events, context)
+    return _frames(events, sights, context)
 
 
-def _hops(events: np.ndarray, context: Context) -> Iterator[Frame]:
-    node = context.node
-    for event in events:
-        netns, ifindex = int(event["netns"]), int(event["ifindex"])
-        uid = node.pod_by_netns.get(netns) or node.pod_by_device.get((netns, ifindex))
-        pod = node.pods.get(uid) if uid else None
-        words = [f"{_whose(node, pod, netns)}: {_seen_at(event, context)}"]
-        yield _frame(event, context, pod, words, _FLOWS.get(event["hop"], 0))
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What many frames have in common."""
+
+    device: DeviceKey
+    name: str
+    description: str
+    words: str
+    flow: int = 0
 
 
-def _seen_at(event: np.void, context: Context) -> str:
-    """The hook, and the verdict if one was given there."""
-    kind = int(event["hop"])
-    words = hook_name(kind, int(event["nf_family"]), int(event["nf_hook"]))
-    if kind == HOP.HOP_NF_LEAVE:
-        return f"{words}, accept"
-    if kind == HOP.HOP_DROPPED:
-        reason = context.reason(int(event["argument"]))
-        return f"{words}, {reason} at {context.symbol(int(event['location']))}"
-    return words
+def _hop_sights(events: np.ndarray, context: Context) -> list[_Sight]:
+    known: dict[tuple[int, ...], _Sight] = {}
+    sights = []
+    for key in zip(*(events[name].tolist() for name in _TELLING), strict=True):
+        sight = known.get(key)
+        if sight is None:
+            sight = known[key] = _hop_sight(dict(zip(_TELLING, key, strict=True)), context)
+        sights.append(sight)
+    return sights
 
 
-def _drops(events: np.ndarray, context: Context) -> Iterator[Frame]:
-    node = context.node
-    for event in events:
-        pod = owner(node, event)
-        location = context.symbol(int(event["location"]))
-        stack = [context.symbol(int(address)) for address in event["stack"] if address]
-        place = netfilter_place(location, stack)
-        reason = context.reason(int(event["reason"]))
-        words = [
-            f"{_whose(node, pod, int(event['netns']))}: kfree_skb, {reason} at {location}",
-            " ".join(place[f"netfilter.{name}"] for name in ("family", "hook")
-                     if f"netfilter.{name}" in place),
-        ]  # fmt: skip
-        yield _frame(event, context, pod, words, 0)
+def _hop_sight(hop: Mapping[str, int], context: Context) -> _Sight:
+    node, device = context.node, (hop["netns"], hop["ifindex"])
+    uid = node.pod_by_netns.get(hop["netns"]) or node.pod_by_device.get(device)
+    pod = node.pods.get(uid) if uid else None
+    words = [
+        _whose(node, pod, hop["netns"])
+        + ": "
+        + hook_name(hop["hop"], hop["nf_family"], hop["nf_hook"])
+    ]
+    if hop["hop"] == HOP.HOP_NF_LEAVE:
+        words.append("accept")
+    elif hop["hop"] == HOP.HOP_DROPPED:
+        words.append(f"{context.reason(hop['argument'])} at {context.symbol(hop['location'])}")
+    if not hop["has_mac"]:
+        words.append(MADE_UP)
+    return _Sight(
+        device,
+        _device_name(node, device),
+        _describe(node, pod, hop["netns"]),
+        ", ".join(words),
+        _FLOWS.get(hop["hop"], 0),
+    )
 
 
-def _frame(event: np.void, context: Context, pod: Pod | None, words: list[str], flow: int) -> Frame:
-    node, netns, ifindex = context.node, int(event["netns"]), int(event["ifindex"])
-    device, packet_id = node.devices.get((netns, ifindex)), int(event["packet_id"])
-    name = device.name if device else f"if{ifindex}" if ifindex else NO_DEVICE
-    if "ifname" in (event.dtype.names or ()) and event["ifname"]:
-        name = event["ifname"].decode(errors="replace")
-    data = event["packet"].tobytes()[: int(event["captured_bytes"])]
+def _drop_sight(event: np.void, context: Context) -> _Sight:
+    node, pod = context.node, owner(context.node, event)
+    device = int(event["netns"]), int(event["ifindex"])
+    location = context.symbol(int(event["location"]))
+    stack = [context.symbol(int(address)) for address in event["stack"] if address]
+    place = netfilter_place(location, stack)
+    reason = context.reason(int(event["reason"]))
+    words = [f"{_whose(node, pod, device[0])}: kfree_skb", f"{reason} at {location}"]
+    hook = [place[name] for name in ("netfilter.family", "netfilter.hook") if name in place]
+    if hook:
+        words.append(" ".join(hook))
     if not event["has_mac"]:
         words.append(MADE_UP)
-    if packet_id:
-        words.append(f"packet {packet_id}")
-    return Frame(
-        device=(netns, ifindex),
-        name=name,
-        description=_describe(node, pod, netns),
-        time_ns=int(event["time_ns"]) + context.wall_offset_ns,
-        data=data,
-        length_bytes=max(len(data), layout().constants["L2_BYTES"] + int(event["bytes"])),
-        comment=", ".join(word for word in words if word),
-        packet_id=packet_id,
-        flow=flow,
+    name = event["ifname"].decode(errors="replace") or _device_name(node, device)
+    return _Sight(device, name, _describe(node, pod, device[0]), ", ".join(words))
+
+
+def _frames(events: np.ndarray, sights: list[_Sight], context: Context) -> list[Frame]:
+    room = events.dtype["packet"].shape[0]
+    packets = events["packet"].tobytes()
+    header = layout().constants["L2_BYTES"]
+    columns = (
+        events[name].tolist() for name in ("time_ns", "captured_bytes", "bytes", "packet_id")
     )
+    made = []
+    for at, (sight, time_ns, captured, length, packet_id) in enumerate(
+        zip(sights, *columns, strict=True)
+    ):
+        data = packets[at * room : at * room + min(captured, room)]
+        made.append(
+            Frame(
+                device=sight.device,
+                name=sight.name,
+                description=sight.description,
+                time_ns=time_ns + context.wall_offset_ns,
+                data=data,
+                length_bytes=max(len(data), header + length),
+                comment=f"{sight.words}, packet {packet_id}" if packet_id else sight.words,
+                packet_id=packet_id,
+                flow=sight.flow,
+            )
+        )
+    return made
+
+
+def _device_name(node: Node, key: DeviceKey) -> str:
+    device = node.devices.get(key)
+    return device.name if device else f"if{key[1]}" if key[1] else NO_DEVICE
 
 
 def _describe(node: Node, pod: Pod | None, netns: int) -> str:
