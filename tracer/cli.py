@@ -19,6 +19,7 @@ COMMANDS = {
     "drops": "which pods lose packets, why and where",
     "flows": "count every pod's flows and log them",
     "show": "render a recording again, anywhere",
+    "trace": "which way packets went, hop by hop, and where the time went",
     "pods": "which pod does this netns, device or address belong to",
     "doctor": "what this node can do, and what is missing",
     "hooks": "every hook, how it attaches here, and what is lost",

@@ -9,7 +9,7 @@ from tracer.analysis.explain import explain, wanted_evidence
 from tracer.inventory.sysctl import read_sysctls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tracer.model import Node, Record
 
@@ -21,9 +21,13 @@ MAX_PLACES = 1024
 class Explainer:
     """Adds `explanation` and `hint` to drop records."""
 
-    def __init__(self, node: Callable[[], Node]) -> None:
-        """`node` gives the latest snapshot."""
-        self._node = node
+    def __init__(
+        self,
+        node: Callable[[], Node],
+        found: Callable[[int, Mapping[str, str]], None] = lambda _netns, _values: None,
+    ) -> None:
+        """`node` gives the latest snapshot; `found` is told the sysctls read, by netns."""
+        self._node, self._found = node, found
         self._evidence: dict[tuple[int, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
 
     def explain(self, record: Record) -> Record:
@@ -42,4 +46,5 @@ class Explainer:
                 self._evidence.clear()
             evidence = read_sysctls(self._node(), netns, names)
             self._evidence[netns, names] = now_s, evidence
+            self._found(netns, evidence)
         return evidence

@@ -1,0 +1,229 @@
+"""Follow packets from hop to hop: which way they went, what changed, and where the time went.
+
+A packet is chosen at the first hop where the selection holds, and told at every later hop of its
+data: devices, netfilter hooks, conntrack, NAT, sockets, or its death.
+
+examples:
+  tracer trace --pod shop/web-1 --count 5        five packets of a pod, hop by hop
+  tracer trace 'tcp port 80' --brief             one line a packet
+  tracer trace --namespace shop --dropped        only those that died, with the way they came
+  tracer trace --pod web-1 --slow 2ms            only those that took longer
+  tracer trace --sample 1/100 -o json            one packet in a hundred, for jq
+  tracer trace --pod web-1 --write web.pcapng    for Wireshark, with pods and verdicts as comments
+  tracer trace --record web.rec                  to look at later: tracer show web.rec
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.analysis.frames import frames
+from tracer.analysis.latency import Latency
+from tracer.analysis.paths import Assembler, path_records
+from tracer.commands import options
+from tracer.errors import ExitCode
+from tracer.explaining import Explainer
+from tracer.kernel.hooks import hooks_of
+from tracer.kernel.pcap import match_function
+from tracer.kernel.program import Program
+from tracer.kernel.ring import open_ring
+from tracer.layout import layout
+from tracer.nf_cover import NetfilterCover
+from tracer.recording import Recorder
+from tracer.session import Session, say
+from tracer.sinks import open_sink
+from tracer.sinks.pcapng import Pcapng
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tracer.analysis.paths import Path as PacketPath
+    from tracer.kernel.ring import RecordReader
+
+TICK_S = 0.25
+"""How often unfinished paths and losses are looked at."""
+PACE_S = 0.02
+"""Least time between two reads of the rings: under load, batches instead of wake-ups."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `tracer trace`."""
+    parser.add_argument(
+        "filter", nargs="*", metavar="FILTER", help="tcpdump expression, before or after NAT"
+    )
+    options.add_pod_selection(parser)
+    options.add_path_selection(parser)
+    options.add_path_output(parser)
+    options.add_run_options(parser)
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
+    )
+
+
+def _program(args: argparse.Namespace) -> Program:
+    """The program for these options."""
+    defines = {"WITH_TRACE": "", "WITH_DROP_EVENTS": "", "DROP_RATE": "0"}
+    if args.pod or args.namespace or args.selector:
+        defines["SELECT_PODS"] = ""
+    for name, value in (
+        ("SELECT_TCP_FLAGS", args.tcp_flags),
+        ("SAMPLE", args.sample),
+        ("FIRST_PACKETS", args.first),
+    ):
+        if value is not None:
+            defines[name] = str(value)
+    pcap = ""
+    if args.filter:
+        defines["SELECT_PCAP"] = ""
+        pcap = match_function(" ".join(args.filter))
+    hooks = tuple(hook.name for hook in hooks_of("trace"))
+    return Program(hooks, defines, pcap, attach=options.attach_ways(args))
+
+
+class Outputs:
+    """Everything a trace is written to; opened before anything is loaded."""
+
+    def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
+        """Open what was asked for, to be closed with `stack`; TracerError for a bad path."""
+        self.sink = open_sink("brief" if args.brief else args.output, None)
+        self.capture = Pcapng(args.write) if args.write else None
+        self.recorder = None
+        if args.record:
+            self.recorder = Recorder(args.record, {"command": "trace", "filter": args.filter})
+        for output in (self.sink, self.capture, self.recorder):
+            if output:
+                stack.callback(output.close)
+
+
+class Trace:
+    """Reads both rings, puts paths together and writes those that were asked for."""
+
+    def __init__(self, session: Session, outputs: Outputs, args: argparse.Namespace) -> None:
+        """Follow the packets of `session` into `outputs`."""
+        self._session, self._outputs, self._args = session, outputs, args
+        self._hops, self._drops = (
+            _open(session, name, f"{record}_event")
+            for name, record in (("hops", "hop"), ("drop_events", "drop"))
+        )
+        self._assembler = Assembler()
+        self._latency = Latency()
+        recorder = outputs.recorder
+        found = (recorder.evidence,) if recorder else ()
+        self._explainer = Explainer(lambda: session.inventory.node, *found)
+        self.packets = self.shown = 0
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What epoll waits for."""
+        return self._hops.fileno(), self._drops.fileno()
+
+    def read(self) -> bool:
+        """Take what waits in the rings; True when something did."""
+        # A drop is told after its hop: read in this order, no drop comes without its hop.
+        drops, hops = self._drops.take(), self._hops.take()
+        if not len(hops) and not len(drops):
+            return False
+        self._assembler.add(hops, drops)
+        if self._outputs.recorder:
+            context = self._session.context()
+            self._outputs.recorder.record("hops", hops, context)
+            self._outputs.recorder.record("drops", drops, context)
+        known = self._session.inventory.node.namespaces
+        if any(int(netns) not in known for netns in np.unique(hops["netns"]) if netns):
+            self._session.inventory.poke()
+        return True
+
+    def write(self, *, everything: bool = False) -> None:
+        """Write the paths that are complete, or all that are left."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._assembler.note_losses(self._session.losses().get("hops", 0), now_ns)
+        paths = self._assembler.take(now_ns, everything=everything)
+        self.packets += len(paths)
+        paths = [path for path in paths if self._wanted(path)]
+        if self._session.limits.count is not None:
+            paths = paths[: self._session.limits.count - self.shown]
+        if not paths:
+            return
+        context = self._session.context()
+        records = path_records(paths, context, self._explainer.explain)
+        self._latency.add(records)
+        if self._outputs.capture:
+            rows = np.concatenate([path.rows for path in paths])
+            self._outputs.capture.write(frames("hops", rows, context))
+        if not self._args.summary:
+            self._outputs.sink.write(records)
+        self.shown += len(records)
+        if self.shown == self._session.limits.count:
+            self._session.stop()
+
+    def _wanted(self, path: PacketPath) -> bool:
+        if self._args.dropped and not path.died:
+            return False
+        slow_s: float | None = self._args.slow
+        return slow_s is None or path.duration_ns > slow_s * 1e9
+
+    def tell_losses(self) -> None:
+        """Report what was lost since the last look."""
+        for source, count in self._session.new_losses().items():
+            self._outputs.sink.lost(source, count)
+            if self._outputs.recorder:
+                self._outputs.recorder.lost(source, count)
+
+    def summarise(self) -> None:
+        """Write the latencies and the end record."""
+        self.tell_losses()
+        lost = self._session.lost
+        end = {"type": "end", "packets": self.packets, "shown": self.shown, "lost": lost}
+        self._outputs.sink.write([*self._latency.records(), end])
+
+
+def _open(session: Session, ring: str, record: str) -> RecordReader:
+    info, fd = session.loaded.maps[ring]
+    reader, warning = open_ring(fd, layout().structs[record], info.max_entries)
+    if warning:
+        say(f"warning: {warning}")
+    return reader
+
+
+def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
+    cover = NetfilterCover(session.loaded.programs, session.selection)
+    for warning in cover.update(session.inventory.node):
+        say(f"warning: {warning}")
+    session.announce(args.ready_file)
+    version = session.inventory.node.version
+    while session.running:
+        session.wait(TICK_S, *trace.descriptors)
+        if session.inventory.node.version != version:
+            version = session.inventory.node.version
+            for warning in cover.update(session.inventory.node):
+                say(f"warning: {warning}")
+        if trace.read():
+            session.wait(PACE_S)
+        trace.write()
+        trace.tell_losses()
+    session.loaded.detach()
+    cover.close()
+    trace.read()
+    trace.write(everything=True)
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    """Run `tracer trace`."""
+    with ExitStack() as stack:
+        outputs = Outputs(args, stack)
+        with Session(
+            "trace",
+            _program(args),
+            options.pod_selection(args),
+            options.limits(args),
+            concurrent=args.concurrent,
+        ) as session:
+            trace = Trace(session, outputs, args)
+            _follow(session, args, trace)
+            trace.summarise()
+    return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE
