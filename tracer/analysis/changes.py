@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tracer.analysis.addresses import address_text
 from tracer.analysis.branches import FLAG, HOP
 from tracer.analysis.conntrack import INFO, IP_CT_IS_REPLY, TCP_STATES
+from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, endpoint, transport
 from tracer.layout import layout
 
@@ -145,9 +147,19 @@ def _size(rows: np.ndarray, before: int, now: int) -> str:
 
 
 def _endpoint(one: np.void, side: str) -> str:
-    has_ports = transport(int(one["protocol"])) not in _WITHOUT_PORTS
-    port = int(one[f"{side}port"]) if has_ports else None
-    return endpoint(address_text(one[f"{side}addr"].tobytes()), port)
+    return _ends(one.tobytes())[side]
+
+
+@lru_cache(maxsize=65536)
+def _ends(one: bytes) -> dict[str, str]:
+    """Both ends of a `struct tuple` as text."""
+    has_ports = transport(one[KEY_BYTES - 1]) not in _WITHOUT_PORTS
+    ports = (int.from_bytes(one[at : at + 2], "little") for at in (32, 34))
+    addresses = (one[:16], one[16:32])
+    return {
+        side: endpoint(address_text(address), port if has_ports else None)
+        for side, address, port in zip("sd", addresses, ports, strict=True)
+    }
 
 
 def _translation(row: np.void, side: str) -> str:

@@ -98,13 +98,12 @@ class Flows:
 
     def find(self, key: bytes) -> Flow:
         """The flow of a packet with these first KEY_BYTES of a `struct tuple`."""
-        canonical = _canonical(key)
-        flow = self._flows.get(canonical)
+        flow = self._flows.get(key)
         if flow is None:
-            flow = self._flows.get(key)
-        if flow is None:
-            flow = _flow(key)
+            canonical = _canonical(key)
+            flow = self._flows.get(canonical) or _flow(key)
             self._remember(canonical, flow)
+            self._remember(key, flow)
         return flow
 
     def learn(self, orig: bytes, reply: bytes) -> Flow:
@@ -114,8 +113,9 @@ class Flows:
             known = self._flows.get(_canonical(orig))
             flow = known if known and known.text == _flow(orig).text else _flow(orig)
             self._remember((orig, reply), flow)
-            self._remember(_canonical(orig), flow)
-            self._remember(_canonical(reply), flow)
+            for key in (orig, reply):
+                self._remember(_canonical(key), flow)
+                self._flows.pop(key, None)
         return flow
 
     def _remember(self, key: object, flow: Flow) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tracer.analysis.addresses import address_text
 from tracer.analysis.assemble import Assembler, Path
@@ -12,14 +15,13 @@ from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields, tuple_fields
 from tracer.analysis.drops import drop_record, place_fields, pod_fields
 from tracer.analysis.explain import explain
+from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.time import NS_PER_S, format_time
 from tracer.layout import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import numpy as np
 
     from tracer.analysis.columns import Columns, Place
     from tracer.analysis.drops import Context
@@ -80,18 +82,16 @@ class _View:
     places: dict[Place, Record] = field(default_factory=dict)
     seconds: dict[int, str] = field(default_factory=dict)
 
-    def time(self, row: int) -> str:
-        """The record's time of a row."""
-        wall_ns = self.columns.time_ns[row] + self.context.wall_offset_ns
-        second, nanoseconds = divmod(wall_ns, NS_PER_S)
+    def time(self, time_ns: int) -> str:
+        """The record's time of a CLOCK_BOOTTIME."""
+        second, nanoseconds = divmod(time_ns + self.context.wall_offset_ns, NS_PER_S)
         prefix = self.seconds.get(second)
         if prefix is None:
             prefix = self.seconds[second] = format_time(second * NS_PER_S)[:20]
         return f"{prefix}{nanoseconds:09d}Z"
 
-    def place(self, row: int) -> Record:
-        """Hook and its verdict, device, namespace and pod of a row; not to be changed."""
-        key = self.columns.place[row]
+    def place(self, key: Place) -> Record:
+        """Hook and its verdict, device, namespace and pod; not to be changed."""
         known = self.places.get(key)
         if known is None:
             known = self.places[key] = _place(key, self.context.node)
@@ -105,6 +105,12 @@ def _place(key: Place, node: Node) -> Record:
         place["verdict"] = OUTCOMES[outcome]
     pod = node.pods.get(node.pod_by_netns.get(netns, ""))
     return {**place, **place_fields(node, netns, ifindex), **pod_fields("", pod)}
+
+
+@lru_cache(maxsize=65536)
+def _conntrack(entry: bytes) -> Record:
+    """Fields of a `struct conntrack`; not to be changed."""
+    return conntrack_fields(np.frombuffer(entry, layout().structs["conntrack"])[0])
 
 
 def where(place: Record) -> str:
@@ -121,7 +127,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     node = view.context.node
     record: Record = {
         "type": "packet",
-        "time": view.time(path.start),
+        "time": view.time(view.columns.time_ns[path.start]),
         "duration_ns": view.columns.time_ns[path.stop - 1] - view.columns.time_ns[path.start],
         "verdict": verdict,
         "k8s.node.name": node.name,
@@ -137,7 +143,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
         record["network.community_id"] = path.flow.community_id
     entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
-        record.update(conntrack_fields(view.rows["ct"][entry]))
+        record.update(_conntrack(view.rows["ct"][entry].tobytes()))
     if path.retransmitted:
         record["tcp.retransmission"] = True
     if verdict == "dropped" and path.drop is not None:
@@ -153,30 +159,38 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
 
 def _hops(path: Path, view: _View) -> list[Record]:
     """The visible hops of a packet by time."""
-    columns = view.columns
-    hops = [_hop(view, row) for row in range(path.start, path.stop) if not columns.absorbed[row]]
+    columns, part = view.columns, slice(path.start, path.stop)
+    changes, place, time = columns.changes, view.place, view.time
+    hops: list[Record] = []
+    told = zip(
+        range(path.start, path.stop),
+        columns.place[part],
+        columns.time_ns[part],
+        columns.delta_ns[part],
+        columns.duration_ns[part],
+        columns.crossed[part],
+        columns.absorbed[part],
+        strict=True,
+    )
+    for row, key, time_ns, delta_ns, duration_ns, is_crossed, is_absorbed in told:
+        if is_absorbed:
+            continue
+        hop = place(key).copy()
+        hop["time"] = time(time_ns)
+        if delta_ns >= 0:
+            hop["delta_ns"] = delta_ns
+        if duration_ns >= 0:
+            hop["duration_ns"] = duration_ns
+        if key[2] in _TELLING:
+            _note_end(hop, view, row)
+        if is_crossed:
+            hop["changes"] = [f"crossed into {where(hop)}", *changes.get(row, ())]
+        elif row in changes:
+            hop["changes"] = changes[row]
+        hops.append(hop)
     if columns.branched[path.number]:
         _note_branches(hops, path, columns)
     return hops
-
-
-def _hop(view: _View, row: int) -> Record:
-    columns = view.columns
-    hop = view.place(row).copy()
-    hop["time"] = view.time(row)
-    delta_ns, duration_ns = columns.delta_ns[row], columns.duration_ns[row]
-    if delta_ns >= 0:
-        hop["delta_ns"] = delta_ns
-    if duration_ns >= 0:
-        hop["duration_ns"] = duration_ns
-    if columns.place[row][2] in _TELLING:
-        _note_end(hop, view, row)
-    told = columns.changes.get(row)
-    if columns.crossed[row]:
-        told = [f"crossed into {where(hop)}", *(told or ())]
-    if told:
-        hop["changes"] = told
-    return hop
 
 
 def _note_branches(hops: list[Record], path: Path, columns: Columns) -> None:
@@ -299,16 +313,20 @@ def _packet(path: Path) -> Record:
 
 def _final_tuple(path: Path, last: int) -> Record:
     """Addresses and ports that the packet had in the end."""
-    final = path.batch.rows["tuple"][last]
-    if not final["protocol"]:
+    return _tuple(path.batch.rows["tuple"][last].tobytes())
+
+
+@lru_cache(maxsize=65536)
+def _tuple(one: bytes) -> Record:
+    """Both ends of a `struct tuple`; not to be changed."""
+    if not one[KEY_BYTES - 1]:
         return {}
-    fields: dict[str, Any] = {
-        "src.address": address_text(final["saddr"].tobytes()),
-        "dst.address": address_text(final["daddr"].tobytes()),
-        "src.port": int(final["sport"]),
-        "dst.port": int(final["dport"]),
+    return {
+        "src.address": address_text(one[:16]),
+        "dst.address": address_text(one[16:32]),
+        "src.port": int.from_bytes(one[32:34], "little"),
+        "dst.port": int.from_bytes(one[34:36], "little"),
     }
-    return fields
 
 
 def _nat(packet: Record, final: Record) -> Record:
