@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -106,11 +108,10 @@ class Recording:
         except OSError as error:
             words = (error.strerror or str(error)).lower()
             raise TracerError(f"{self.path}: {words}", "tracer show FILE") from error
-        try:
-            magic = file.read(len(blocks.MAGIC))
-        except OSError as error:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise TracerError(f"{self.path}: {error.strerror}", "tracer show FILE") from error
+            raise TracerError(f"{self.path}: not a file", "recordings are read more than once")
+        magic = file.read(len(blocks.MAGIC))
         if magic == blocks.MAGIC:
             return file
         file.close()

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +280,27 @@ def test_hops_of_any_content_never_crash(tmp_path, capfd):
         code, records = shown(capfd, tmp_path / "r", "--write", str(tmp_path / "c.pcapng"))
         assert records[-1]["type"] == "end"
         assert code == 0
+
+
+def test_neither_bcc_nor_root_nor_the_kernel_is_needed(service):
+    """With bcc gone, and nothing of this node opened."""
+    program = (
+        "import sys\n"
+        "sys.modules['bcc'] = None\n"
+        "from tracer import cli\n"
+        "def refuse(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).startswith(('/sys', '/proc')):\n"
+        "        raise PermissionError(arguments[0])\n"
+        "sys.addaudithook(refuse)\n"
+        f"cli.main(['show', {str(service)!r}, '-o', 'json', '--count', '1'])\n"
+    )
+    content = service.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout.splitlines()[0])["type"] == "packet"
+    assert service.read_bytes() == content
 
 
 def test_a_forged_header_is_no_crash(tmp_path, capfd):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -337,6 +338,8 @@ def test_what_is_no_recording_is_told(tmp_path, content, words):
 def test_bad_paths_are_told(tmp_path):
     with pytest.raises(TracerError, match="no such file"):
         Recording(tmp_path / "none")
+    with pytest.raises(TracerError, match="null: not a file"):
+        Recording(Path("/dev/null"))
     with pytest.raises(TracerError, match="is a directory"):
         Recording(tmp_path)
     with pytest.raises(TracerError, match="no such file"):
