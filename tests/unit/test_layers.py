@@ -12,10 +12,11 @@ LAYERS = {
     # layer: the layers of tracer that it may import, besides itself
     "__main__": {"cli"},
     "cli": {"", "commands", "errors"},
-    "commands": {"", "session", "explaining", "model", "layout", "errors"}
+    "commands": {"", "session", "explaining", "nf_cover", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks", "recording"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
+    "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
