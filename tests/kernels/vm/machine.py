@@ -183,7 +183,7 @@ class _Conversation:
         with selectors.DefaultSelector() as selector:
             for name, port in self._ports.items():
                 selector.register(port, selectors.EVENT_READ, name)
-            while (code := self._code()) is None:
+            while (code := self._code(silent=not selector.get_map())) is None:
                 for key, _ in selector.select(0.5):
                     data = key.fileobj.recv(CHUNK_BYTES)
                     if not data:
@@ -201,13 +201,16 @@ class _Conversation:
         if self._started is None and self._told.startswith(b"started\n"):
             self._started = time.monotonic()
 
-    def _code(self) -> int | None:
-        """The exit code, once there is one; raises when there will be none."""
+    def _code(self, *, silent: bool) -> int | None:
+        """The exit code, once there is one; raises when there will be none.
+
+        `silent`: every port is closed, so that nothing more is to be heard from a dead guest.
+        """
         last = self._told.rpartition(b"\n")[0].rpartition(b"\n")[2].split()
         if last[:1] == [b"exit"]:
             return int(last[1])
         now = time.monotonic()
-        if self._qemu.poll() is not None:
+        if silent and self._qemu.poll() is not None:
             kind = BootError if self._started is None else GuestDiedError
             raise kind("the guest died", f"the end of its console:\n{self._last_words()}")
         if self._started is None and now - self._began > self._job.boot_s:
