@@ -115,18 +115,15 @@ class Paths:
             self._assembler.note_losses(self._lost_hops, self._now_ns)
 
     def records(self, *, everything: bool = False) -> list[Record]:
-        """Packet records; `--first` counts before, `--slow` and `--dropped` after the selection."""
+        """Packet records; `--first` counts, as in the kernel, before `--slow` and `--dropped`."""
         if self._context is None:
             return []
         paths = self._assembler.take(self._now_ns, everything=everything)
         self.packets += len(paths)
         chosen = self._chosen(paths, self._context)
-        records = path_records(chosen, self._context, self._known.explained)
-        kept = [at for at, record in enumerate(records) if self._wanted(record)]
-        if self.frames_of and kept:
-            rows = np.concatenate([chosen[at].rows for at in kept])
-            self.frames_of(rows, self._context)
-        return [records[at] for at in kept]
+        if self.frames_of and chosen:
+            self.frames_of(np.concatenate([path.rows for path in chosen]), self._context)
+        return path_records(chosen, self._context, self._known.explained)
 
     def _chosen(self, paths: Sequence[PacketPath], context: Context) -> list[PacketPath]:
         if not paths:
@@ -140,6 +137,7 @@ class Paths:
             if wanted[path.start : path.stop].any()
             and (died is None or died[path.start : path.stop].any())
             and self._among_first(path)
+            and self._wanted(path)
         ]
 
     def _among_first(self, path: PacketPath) -> bool:
@@ -149,11 +147,11 @@ class Paths:
         self._seen_of[flow] += 1
         return self._seen_of[flow] <= int(self._args.first)
 
-    def _wanted(self, record: Record) -> bool:
-        if self._args.dropped and record["verdict"] != "dropped":
+    def _wanted(self, path: PacketPath) -> bool:
+        if self._args.dropped and not path.died:
             return False
         slow_s: float | None = self._args.slow
-        return slow_s is None or int(record["duration_ns"]) > slow_s * NS_PER_S
+        return slow_s is None or path.duration_ns > slow_s * NS_PER_S
 
 
 class Drops:

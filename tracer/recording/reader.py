@@ -85,7 +85,7 @@ class Recording:
         A file that was cut ends with its last whole batch (see `ending`); TracerError where it
         is damaged, after all before has been read.
         """
-        self.ending = "it has no end: its recorder was killed, or still runs"
+        self.ending = "it has no end: its recorder was killed, found no room, or still runs"
         reader = _Reader(self._translations)
         with self._open() as file:
             try:

@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 
 from tracer import __version__
+from tracer.errors import TracerError
 from tracer.files import PieceFile
 from tracer.layout import layout
 from tracer.recording import blocks
@@ -45,12 +46,13 @@ class Recorder:
         self._wall_offset_ns: int | None = None
         self._evidence: dict[int, dict[str, str]] = {}
         self._rows = 0
+        self._is_whole = True
         enums = {
             name: {member.name: member.value for member in enum}
             for name, enum in layout().enums.items()
         }
         own = {"tracer": __version__, "enums": enums}
-        self._file.append(blocks.MAGIC + self._json(blocks.HEAD, {**header, **own}))
+        self._append(blocks.MAGIC + self._json(blocks.HEAD, {**header, **own}))
 
     def record(self, kind: str, array: np.ndarray, context: Context) -> None:
         """Write a batch with what `context` knows of it: all that a live command has to call."""
@@ -73,7 +75,7 @@ class Recorder:
         rows = max(1, CHUNK_BYTES // array.dtype.itemsize)
         for at in range(0, len(array), rows):
             payload = index.to_bytes(4, "little") + pack(array[at : at + rows])
-            self._file.append(self._encoder.encode(blocks.ROWS, payload))
+            self._append(self._encoder.encode(blocks.ROWS, payload))
         self._rows += len(array)
 
     def context(
@@ -98,7 +100,7 @@ class Recorder:
         if wall_offset_ns != self._wall_offset_ns:
             change["wall_offset_ns"] = wall_offset_ns
         if any(change.values()):
-            self._file.append(self._json(blocks.CONTEXT, change))
+            self._append(self._json(blocks.CONTEXT, change))
         self._node, self._reasons, self._wall_offset_ns = node, reasons, wall_offset_ns
         self._symbols.update(fresh)
 
@@ -107,23 +109,35 @@ class Recorder:
         known = self._evidence.setdefault(netns, {})
         fresh = {name: value for name, value in values.items() if known.get(name) != value}
         if fresh:
-            self._file.append(self._json(blocks.EVIDENCE, {"netns": netns, "values": fresh}))
+            self._append(self._json(blocks.EVIDENCE, {"netns": netns, "values": fresh}))
             known.update(fresh)
 
     def lost(self, source: str, count: int) -> None:
         """Note that `count` more events of `source` were lost."""
-        self._file.append(self._json(blocks.LOST, {"source": source, "count": count}))
+        self._append(self._json(blocks.LOST, {"source": source, "count": count}))
 
     def close(self) -> None:
-        """End the recording: a reader knows then that it is whole. TracerError on a full disk."""
-        self._file.append(self._json(blocks.DONE, {"rows": self._rows}))
+        """End the recording: a reader knows then that it is whole, unless a write has failed.
+
+        TracerError on a full disk. May be called twice.
+        """
+        if self._is_whole:
+            self._append(self._json(blocks.DONE, {"rows": self._rows}))
+        self._is_whole = False
         self._file.close()
+
+    def _append(self, block: bytes) -> None:
+        try:
+            self._file.append(block)
+        except TracerError:
+            self._is_whole = False
+            raise
 
     def _index(self, kind: str, dtype: np.dtype[Any]) -> int:
         index = self._kinds.get((kind, dtype))
         if index is None:
             index = self._kinds[kind, dtype] = len(self._kinds)
-            self._file.append(self._json(blocks.KIND, {"kind": kind, "fields": describe(dtype)}))
+            self._append(self._json(blocks.KIND, {"kind": kind, "fields": describe(dtype)}))
         return index
 
     def _json(self, tag: bytes, value: object) -> bytes:

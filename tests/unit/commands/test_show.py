@@ -223,7 +223,7 @@ def test_a_cut_recording_is_shown_and_told(tmp_path, capfd):
     show.add_arguments(parser)
     assert show.run(parser.parse_args([str(path), "-o", "json"])) == 1
     printed = capfd.readouterr()
-    assert "was killed, or still runs; shown is what was whole" in printed.err
+    assert "was killed, found no room, or still runs; shown is what was whole" in printed.err
     assert '"packet"' in printed.out
     path.write_bytes(path.read_bytes()[:-5])
     assert show.run(parser.parse_args([str(path), "-o", "json"])) == 1

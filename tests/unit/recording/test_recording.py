@@ -430,6 +430,20 @@ def test_a_full_disk_keeps_whole_batches_and_is_told(tmp_path):
     assert "cut" not in read(tmp_path / "r")[1], "what fitted of the last batch is taken back"
 
 
+def test_after_a_failed_write_a_recording_is_never_called_whole(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path / "r", {})
+    recorder.write("hops", hops(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder._file, "_fd", -1)
+        with pytest.raises(TracerError, match="bad file"):
+            recorder.write("hops", hops(1))
+    recorder.close()
+    recorder.close()
+    found, ending = read(tmp_path / "r")
+    assert len(found) == 1
+    assert "was killed" in ending
+
+
 def test_addresses_are_those_of_location_and_stack():
     drops = np.zeros(2, DROP)
     drops["location"], drops["stack"][1, :3] = (9, 0), (3, 9, 0)

@@ -1,0 +1,84 @@
+"""`trace --record` and `show`: the same packets again, also after kill -9."""
+
+import json
+import signal
+
+import pytest
+from lab import runner
+from lab.traffic import new_port, send_udp, udp_listener
+
+PACKETS = 7
+
+
+def packets(lines):
+    """Packet records by time, as written."""
+    records = [json.loads(line) for line in lines]
+    found = [record for record in records if record["type"] == "packet"]
+    return sorted(found, key=lambda record: (record["time"], record["packet"]))
+
+
+def second(record):
+    """Seconds since the minute began."""
+    return float(record["time"][17:-1])
+
+
+def timeless(record):
+    """Without the times: the wall clock is asked anew, and differs by nanoseconds."""
+    hops = [{name: hop[name] for name in hop if name != "time"} for hop in record["hops"]]
+    return {name: record[name] for name in record if name != "time"} | {"hops": hops}
+
+
+def shown(path, *options):
+    """`tracer show` to its end."""
+    return runner.finish("show", str(path), "-o", "json", *options)
+
+
+@pytest.fixture
+def ports(routed):
+    """A port with a listener on the right host, and one without."""
+    is_open, closed = new_port(), new_port()
+    with udp_listener(routed.right.where, is_open):
+        yield is_open, closed
+
+
+def send(routed, ports):
+    for port in ports:
+        send_udp(routed.left.where, (routed.right.ip4, port), PACKETS)
+
+
+def test_show_tells_what_trace_told(routed, ports, tmp_path):
+    path = tmp_path / "r"
+    filter_ = f"udp port {ports[0]} or udp port {ports[1]}"
+    with runner.running("trace", filter_, "-o", "json", "--record", str(path)) as live:
+        send(routed, ports)
+        runner.until_quiet(live, 1.5, 8)
+        done = live.stop()
+    assert done.code in (0, 1), done.err
+    told = packets(done.out.splitlines())
+    assert len(told) == 2 * PACKETS
+    again = shown(path)
+    assert again.err == ""
+    for one, other in zip(told, packets(again.out.splitlines()), strict=True):
+        assert timeless(one) == timeless(other)
+        assert abs(second(one) - second(other)) < 0.001
+    died = [one for one in told if one["verdict"] == "dropped"]
+    assert len(died) == PACKETS, "the port without a listener"
+    again = packets(shown(path, "--dropped").out.splitlines())
+    assert [timeless(one) for one in again] == [timeless(one) for one in died]
+    after = shown(path, f"udp port {ports[1]}", "--count", "3").out.splitlines()
+    assert len(packets(after)) == 3
+    assert {one["dst.port"] for one in packets(after)} == {ports[1]}
+
+
+def test_a_killed_trace_leaves_what_it_had(routed, ports, tmp_path):
+    path = tmp_path / "r"
+    with runner.running(
+        "trace", f"udp port {ports[0]}", "-o", "json", "--record", str(path)
+    ) as live:
+        send(routed, ports[:1])
+        runner.until_quiet(live, 1.5, 8)
+        live.stop(signal.SIGKILL)
+    again = shown(path)
+    assert again.code == 1
+    assert "recorder was killed" in again.err
+    assert len(packets(again.out.splitlines())) == PACKETS
