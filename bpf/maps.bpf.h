@@ -56,6 +56,10 @@ struct last_told {
 	struct tuple tuple;
 };
 BPF_PERCPU_ARRAY(last_packets, struct last_told, 1);
+#ifdef SELECT_PODS
+/* Connections of the selected pods, as either side's sender writes them. */
+BPF_TABLE("lru_hash", struct tuple, __u32, followed_flows, MAX_FOLLOWED);
+#endif
 #ifdef FIRST_PACKETS
 BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);
 #endif

@@ -25,7 +25,6 @@ struct sight {
 	__u32 netns;
 	__u32 ifindex;
 	__u32 signature;
-	__u32 place; /* of a pod, see pod_place() */
 	__u32 followed_signature; /* of the packet as it was chosen: a tunnel's differs */
 	__u32 tcp_flags;
 	struct tuple tuple __attribute__((aligned(8))); /* it is written in larger pieces */
@@ -82,25 +81,47 @@ static __always_inline int among_first(struct sight *sight)
 #endif
 }
 
-/* May a packet be chosen here? Another pod's are, where the selected pod has them. */
-static __always_inline int place_may_begin(struct sight *sight)
+/*
+ * Is it a selected pod's packet: by where it is, by an address, or because it belongs to a connection
+ * of the pod's whose other side, beyond NAT, looks like this?
+ */
+static __always_inline int pods_packet(struct sight *sight)
 {
 #ifdef SELECT_PODS
-	sight->place = pod_place(sight->netns, sight->ifindex);
-	return !sight->place || sight->place == POD_SELECTED;
+	__u32 place = pod_place(sight->netns, sight->ifindex);
+
+	if (place == POD_SELECTED)
+		return 1;
+	if (!place && (pod_address(sight->tuple.saddr) == POD_SELECTED ||
+		       pod_address(sight->tuple.daddr) == POD_SELECTED))
+		return 1;
+	return followed_flows.lookup(&sight->tuple) != NULL;
 #else
 	return 1;
+#endif
+}
+
+/* Keep in mind how the connection of a followed packet looks on both sides of NAT. */
+static __always_inline void remember_flow(const struct hop_event *event)
+{
+#ifdef SELECT_PODS
+	struct tuple tuple;
+	__u32 one = 1;
+
+	if (!event->ct.present)
+		return;
+	tuple = event->ct.orig;
+	followed_flows.update(&tuple, &one);
+	tuple = event->ct.reply;
+	followed_flows.update(&tuple, &one);
 #endif
 }
 
 /* Was this packet asked for? Its headers have been read. */
 static __always_inline int packet_selected(struct sight *sight)
 {
-#ifdef SELECT_PODS
-	if (!sight->place && pod_address(sight->tuple.saddr) != POD_SELECTED &&
-	    pod_address(sight->tuple.daddr) != POD_SELECTED)
+	if (!pods_packet(sight))
 		return 0;
-#endif
 #ifdef SELECT_TCP_FLAGS
 	if (!(sight->tcp_flags & SELECT_TCP_FLAGS))
 		return 0;
@@ -169,7 +190,6 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, i
 	struct last_told *last = known ? NULL : told_last(sight);
 	struct followed fresh = {};
 
-	may_begin = may_begin && place_may_begin(sight);
 	if (!known && !last && !may_begin)
 		return NULL;
 	look(typed, sight);
@@ -275,6 +295,9 @@ static __always_inline void end_hop(struct sight *sight, struct hop_event *event
 	if (!event)
 		return;
 	remember(event, sight->followed_signature);
+	/* By then NAT has settled both tuples. */
+	if (event->hop == HOP_DEV_QUEUE)
+		remember_flow(event);
 	hops.ringbuf_submit(event, 0);
 }
 
