@@ -81,6 +81,12 @@ class Path:
         return self.batch.rows[self.start : self.stop]
 
     @property
+    def starts_here(self) -> bool:
+        """Whether its first hop is where a socket of this node sends."""
+        first = self.batch.columns.place[self.start]
+        return first[2] == HOP.HOP_NF_ENTER and first[4] == branches.NF_INET_LOCAL_OUT
+
+    @property
     def begin_ns(self) -> int:
         """CLOCK_BOOTTIME of its first hop."""
         return int(self.batch.rows["time_ns"][self.start])

@@ -127,7 +127,10 @@ def sort(
 ) -> tuple[np.ndarray, NDArray[np.uint64]]:
     """The chosen hop records by packet and time, and their ids; without strays."""
     index = np.flatnonzero(chosen)
-    index = index[np.lexsort((rows["time_ns"][index], ids[index]))]
+    time_ns = rows["time_ns"][index]
+    if (time_ns[1:] < time_ns[:-1]).any():
+        index = index[np.argsort(time_ns, kind="stable")]
+    index = index[np.argsort(ids[index], kind="stable")]
     index = index[~_strays(rows["hop"][index], rows["skb"][index], ids[index])]
     return rows[index], ids[index]
 

@@ -26,6 +26,7 @@ _TTL_AT = {ETH_P_IP: 8, ETH_P_IPV6: 7}
 IP_HEADER_BYTES = 20
 _WITHOUT_PORTS = ("icmp", "icmpv6")
 _IPS_CONFIRMED = 1 << 3
+_TABLES = {253: "default", 254: "main", 255: "local"}
 _DEVICE_HOPS = HOP.HOP_NF_LEAVE
 """Hops up to this see the whole packet; behind them a socket may have taken its headers off."""
 
@@ -45,12 +46,14 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     before = order.state[row]
     _begin(rows, row[before < 0], told)
     row, now, before = (part[before >= 0] for part in (row, now, before))
+    ttl = _ttls(rows)
+    unlike = _unlike(rows, ttl, before, now)
+    row, now, before = row[unlike], now[unlike], before[unlike]
     for differs, say in _COMPARISONS:
         for at in np.flatnonzero(differs(rows, before, now)).tolist():
             text = say(rows, int(before[at]), int(now[at]))
             if text:
                 told[int(row[at])].append(text)
-    ttl = _ttls(rows)
     fell = np.flatnonzero((ttl[before] != ttl[now]) & (ttl[before] > 0) & (ttl[now] > 0))
     old, new = ttl[before[fell]].tolist(), ttl[now[fell]].tolist()
     for at, one, other in zip(row[fell].tolist(), old, new, strict=True):
@@ -59,9 +62,23 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     forked = forked[order.branch[order.previous[forked]] != order.branch[forked]]
     for at in forked.tolist():
         told[at].insert(0, "clone")
-    for at in np.flatnonzero(rows["hop"] == HOP.HOP_ROUTE).tolist():
-        told[at].append(_route(rows[at]))
+    _routes(rows, told)
     return told
+
+
+def _unlike(
+    rows: np.ndarray, ttl: NDArray[np.uint8], before: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which rows differ in anything: most do not, and need no closer look."""
+    words = [
+        np.ascontiguousarray(rows[name]).view(np.uint64).reshape(len(rows), -1)
+        for name in ("tuple", "ct")
+    ]
+    small = ("packet_id", "mark", "bytes", "flags", "gso_segments")
+    others = (rows[name].astype(np.uint64)[:, None] for name in small)
+    state = np.concatenate([*words, *others, ttl.astype(np.uint64)[:, None]], axis=1)
+    unlike: NDArray[np.bool_] = (state[before] != state[now]).any(axis=1)
+    return unlike
 
 
 def in_tunnel(rows: np.ndarray, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -92,16 +109,22 @@ def _begin(rows: np.ndarray, first: NDArray[np.int64], told: dict[int, list[str]
         told[at].append(_conntrack(rows, at, at))
 
 
-def _route(row: np.void) -> str:
-    """A routing decision; the device is added by who knows its name."""
-    if row["error"]:
-        return f"no route (error {int(row['error'])})"
-    table = {254: "main", 255: "local", 253: "default"}.get(int(row["argument"]))
-    words = [f"table {table or int(row['argument'])}"]
-    gateway = row["gateway"].tobytes()
-    if any(gateway):
-        words.append(f"via {address_text(gateway)}")
-    return " ".join(words)
+def _routes(rows: np.ndarray, told: dict[int, list[str]]) -> None:
+    """Routing decisions; the device is added by who knows its name."""
+    routes = np.flatnonzero(rows["hop"] == HOP.HOP_ROUTE)
+    gateways = rows["gateway"][routes]
+    facts = zip(
+        routes.tolist(),
+        rows["argument"][routes].tolist(),
+        rows["error"][routes].tolist(),
+        np.any(gateways, axis=1).tolist(),
+        strict=True,
+    )
+    for number, (at, table, error, has_gateway) in enumerate(facts):
+        text = f"no route (error {error})" if error else f"table {_TABLES.get(table, table)}"
+        if has_gateway:
+            text += f" via {address_text(gateways[number].tobytes())}"
+        told[at].append(text)
 
 
 def _differ(*names: str) -> Callable[..., NDArray[np.bool_]]:

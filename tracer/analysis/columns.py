@@ -35,15 +35,16 @@ class Columns:
     """Since the hop before, -1 without one."""
     duration_ns: list[int]
     """Between the two records of a netfilter hook, else -1."""
+    argument: list[int]
+    location: list[int]
+    out_ifindex: list[int]
     previous: list[int]
     branch: list[int]
     state: list[int]
     absorbed: list[bool]
     """True for a HOP_NF_LEAVE that is told together with its HOP_NF_ENTER."""
-    crossed: list[bool]
-    """The hop before was in another namespace."""
     changes: Mapping[int, list[str]]
-    """Row → what changed there."""
+    """Row → what changed there; the first is empty where the packet came into a namespace."""
     branched: list[bool]
     """Of each packet, whether it was cloned."""
     gaps: list[int]
@@ -59,18 +60,23 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     first, since = order.starts[:-1], order.previous >= 0
     place = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
     missing = (outcome == _UNKNOWN) | ((rows["hop"] == HOP.HOP_NF_LEAVE) & ~absorbed)
+    told = dict(changes(rows, order))
+    for row in np.flatnonzero(since & (netns != netns[order.previous]) & ~absorbed).tolist():
+        told[row] = ["", *told.get(row, ())]
     paired = order.leave >= 0
     return Columns(
         place=list(zip(*(column.tolist() for column in place), strict=True)),
         time_ns=time_ns.tolist(),
         delta_ns=np.where(since, time_ns - time_ns[order.previous], -1).tolist(),
         duration_ns=np.where(paired, time_ns[order.leave] - time_ns, -1).tolist(),
+        argument=rows["argument"].tolist(),
+        location=rows["location"].tolist(),
+        out_ifindex=rows["out_ifindex"].tolist(),
         previous=order.previous.tolist(),
         branch=order.branch.tolist(),
         state=order.state.tolist(),
         absorbed=absorbed.tolist(),
-        crossed=(since & (netns != netns[order.previous])).tolist(),
-        changes=changes(rows, order),
+        changes=told,
         branched=(np.maximum.reduceat(order.branch, first) > 0).tolist(),
         gaps=np.add.reduceat(missing.astype(np.int64), first).tolist(),
     )

@@ -10,9 +10,9 @@ import numpy as np
 
 from tracer.analysis.addresses import address_text
 from tracer.analysis.assemble import Assembler, Path
-from tracer.analysis.branches import ENDS, FLAG, HOP, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
+from tracer.analysis.branches import ENDS, FLAG, HOP, NF_INET_LOCAL_IN
 from tracer.analysis.columns import OUTCOMES
-from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields, tuple_fields
+from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields
 from tracer.analysis.drops import drop_record, place_fields, pod_fields
 from tracer.analysis.explain import explain
 from tracer.analysis.flow_key import KEY_BYTES
@@ -82,13 +82,19 @@ class _View:
     places: dict[Place, Record] = field(default_factory=dict)
     seconds: dict[int, str] = field(default_factory=dict)
 
-    def time(self, time_ns: int) -> str:
-        """The record's time of a CLOCK_BOOTTIME."""
-        second, nanoseconds = divmod(time_ns + self.context.wall_offset_ns, NS_PER_S)
+    def second(self, time_ns: int) -> tuple[int, str]:
+        """When the second of a CLOCK_BOOTTIME began, and how the records write it."""
+        wall_ns = time_ns + self.context.wall_offset_ns
+        second, nanoseconds = divmod(wall_ns, NS_PER_S)
         prefix = self.seconds.get(second)
         if prefix is None:
             prefix = self.seconds[second] = format_time(second * NS_PER_S)[:20]
-        return f"{prefix}{nanoseconds:09d}Z"
+        return time_ns - nanoseconds, prefix
+
+    def time(self, time_ns: int) -> str:
+        """The record's time of a CLOCK_BOOTTIME."""
+        second_ns, prefix = self.second(time_ns)
+        return f"{prefix}{time_ns - second_ns:09d}Z"
 
     def place(self, key: Place) -> Record:
         """Hook and its verdict, device, namespace and pod; not to be changed."""
@@ -159,8 +165,8 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
 
 def _hops(path: Path, view: _View) -> list[Record]:
     """The visible hops of a packet by time."""
-    columns, part = view.columns, slice(path.start, path.stop)
-    changes, place, time = columns.changes, view.place, view.time
+    columns, part, changes = view.columns, slice(path.start, path.stop), view.columns.changes
+    second_ns, prefix = view.second(columns.time_ns[path.start])
     hops: list[Record] = []
     told = zip(
         range(path.start, path.stop),
@@ -168,25 +174,24 @@ def _hops(path: Path, view: _View) -> list[Record]:
         columns.time_ns[part],
         columns.delta_ns[part],
         columns.duration_ns[part],
-        columns.crossed[part],
         columns.absorbed[part],
         strict=True,
     )
-    for row, key, time_ns, delta_ns, duration_ns, is_crossed, is_absorbed in told:
+    for row, key, time_ns, delta_ns, duration_ns, is_absorbed in told:
         if is_absorbed:
             continue
-        hop = place(key).copy()
-        hop["time"] = time(time_ns)
+        hop = (view.places.get(key) or view.place(key)).copy()
+        since_ns = time_ns - second_ns
+        hop["time"] = f"{prefix}{since_ns:09d}Z" if since_ns < NS_PER_S else view.time(time_ns)
         if delta_ns >= 0:
             hop["delta_ns"] = delta_ns
         if duration_ns >= 0:
             hop["duration_ns"] = duration_ns
         if key[2] in _TELLING:
             _note_end(hop, view, row)
-        if is_crossed:
-            hop["changes"] = [f"crossed into {where(hop)}", *changes.get(row, ())]
-        elif row in changes:
-            hop["changes"] = changes[row]
+        if row in changes:
+            text = changes[row]
+            hop["changes"] = text if text[0] else [f"crossed into {where(hop)}", *text[1:]]
         hops.append(hop)
     if columns.branched[path.number]:
         _note_branches(hops, path, columns)
@@ -219,18 +224,18 @@ def hook_name(kind: int, nf_family: int, nf_hook: int) -> str:
 
 def _note_end(hop: Record, view: _View, row: int) -> None:
     """Where the packet goes by the routing table, why and by whom it was freed, what was read."""
-    record = view.rows[row]
-    netns, _, kind, *_ = view.columns.place[row]
+    columns, context = view.columns, view.context
+    netns, _, kind, *_ = columns.place[row]
     if kind == HOP.HOP_ROUTE:
-        out = view.context.node.devices.get((netns, int(record["out_ifindex"])))
+        out = context.node.devices.get((netns, columns.out_ifindex[row]))
         if out:
             hop["route.interface.name"] = out.name
     elif kind == HOP.HOP_COPIED:
-        hop["copied_bytes"] = int(record["argument"])
+        hop["copied_bytes"] = columns.argument[row]
     else:
-        hop["location"] = view.context.symbol(int(record["location"]))
+        hop["location"] = context.symbol(columns.location[row])
         if kind == HOP.HOP_DROPPED:
-            hop["drop.reason"] = view.context.reason(int(record["argument"]))
+            hop["drop.reason"] = context.reason(columns.argument[row])
 
 
 def _verdict(path: Path, view: _View) -> tuple[str, int]:
@@ -278,7 +283,7 @@ def _purged(row: int, view: _View) -> bool:
     return (
         kind == HOP.HOP_NF_LEAVE
         and hook == NF_INET_LOCAL_IN
-        and view.context.reason(int(view.rows["argument"][row])) == "QUEUE_PURGE"
+        and view.context.reason(view.columns.argument[row]) == "QUEUE_PURGE"
     )
 
 
@@ -298,17 +303,21 @@ def _packet(path: Path) -> Record:
     """Fields of the packet as it was first sent; of one in a tunnel, the inner."""
     first = path.batch.rows[path.inner]
     packet = parse_row(first)
-    entry = first["ct"]
-    starts_here = first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT
-    related = int(entry["info"]) % IP_CT_IS_REPLY == 1
-    if starts_here or not entry["present"] or related or "src.address" not in packet:
-        return packet
-    sent = tuple_fields(entry["reply" if int(entry["info"]) >= IP_CT_IS_REPLY else "orig"])
+    sent = {} if path.starts_here or "src.address" not in packet else _sent(first)
     ends = ("src.address", "dst.address", "src.port", "dst.port")
     if any(sent.get(name, packet.get(name)) != packet.get(name) for name in ends):
         packet |= {name: sent[name] for name in ends if name in sent and name in packet}
         packet["packet"] = describe(packet)
     return packet
+
+
+def _sent(first: np.void) -> Record:
+    """By conntrack, what the sender wrote of a packet that was chosen on its way."""
+    entry = first["ct"]
+    info = int(entry["info"])
+    if not entry["present"] or info % IP_CT_IS_REPLY == 1:  # an ICMP error has no entry of its own
+        return {}
+    return _tuple(entry["reply" if info >= IP_CT_IS_REPLY else "orig"].tobytes())
 
 
 def _final_tuple(path: Path, last: int) -> Record:
@@ -332,11 +341,14 @@ def _tuple(one: bytes) -> Record:
 def _nat(packet: Record, final: Record) -> Record:
     """`nat.…`: what the packet's ends were made into on the way."""
     translated: Record = {}
-    for end in ("src", "dst"):
-        names = [f"{end}.{part}" for part in ("address", "port") if f"{end}.{part}" in packet]
+    for both in _ENDS:
+        names = [name for name in both if name in packet]
         if final and any(final[name] != packet[name] for name in names):
             translated |= {f"nat.{name}": final[name] for name in names}
     return translated
+
+
+_ENDS = (("src.address", "src.port"), ("dst.address", "dst.port"))
 
 
 def _tunnel(row: np.void) -> Record:
@@ -347,9 +359,8 @@ def _tunnel(row: np.void) -> Record:
 def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) -> Record:
     """The pods that sent and received: by namespace where it was seen there, else by address."""
     node = view.context.node
-    first = path.batch.rows[path.start]
     sender = ""
-    if first["hop"] == HOP.HOP_NF_ENTER and first["nf_hook"] == NF_INET_LOCAL_OUT:
+    if path.starts_here:
         sender = node.pod_by_netns.get(view.columns.place[path.start][0], "")
     sender = sender or node.pod_by_address.get(packet.get("src.address", ""), "")
     receiver = node.pod_by_netns.get(view.columns.place[arrived][0], "") if arrived >= 0 else ""
@@ -377,8 +388,7 @@ def _explained(record: Record) -> Record:
 def _incomplete(path: Path) -> str:
     """What is known to be missing, in words."""
     told = []
-    first = path.batch.rows["flags"][path.start]
-    if not first & FLAG.HOP_FIRST:
+    if not path.batch.rows["flags"][path.start] & FLAG.HOP_FIRST:
         told.append("its beginning was lost, or shown before")
     gaps = path.batch.columns.gaps[path.number]
     if gaps:
