@@ -15,9 +15,10 @@ from tracer.layout import layout
 from tracer.model import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tracer.analysis.drops import Context
+    from tracer.analysis.paths import Path
     from tracer.model import DeviceKey, Node, Pod
 
 INBOUND, OUTBOUND = 1, 2
@@ -36,16 +37,32 @@ _TELLING = (
 
 
 def frames(kind: str, events: np.ndarray, context: Context) -> list[Frame]:
-    """One frame for each hop_event (`kind` "hops") or drop_event ("drops"), by time.
+    """One frame for each hop_event (`kind` "hops") or drop_event ("drops") with bytes, by time.
 
     A hop that is a death is among the hops already: of a trace, take the hops only.
     """
+    events = events[events["captured_bytes"] > 0]  # a routing decision has none
     events = events[np.argsort(events["time_ns"], kind="stable")]
     if kind == "drops":
         sights = [_drop_sight(event, context) for event in events]
     else:
         sights = _hop_sights(events, context)
     return _frames(events, sights, context)
+
+
+def path_frames(paths: Sequence[Path], context: Context) -> list[Frame]:
+    """The frames of some packets' hops, each where its packet was or, untold, had been before."""
+    if not paths:
+        return []
+    rows = np.concatenate([path.rows for path in paths])
+    rows["netns"] = np.concatenate([_filled(path.rows["netns"]) for path in paths])
+    return frames("hops", rows, context)
+
+
+def _filled(netns: np.ndarray) -> np.ndarray:
+    """Where a hop does not tell its namespace, that of the hop before."""
+    told = np.where(netns > 0, np.arange(len(netns)), 0)
+    return netns[np.maximum.accumulate(told)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +170,8 @@ def _describe(node: Node, pod: Pod | None, netns: int) -> str:
 def _whose(node: Node, pod: Pod | None, netns: int) -> str:
     if pod:
         return f"pod {pod.key}"
+    if not netns:
+        return "somewhere"
     return "node" if netns == node.netns else f"netns {netns_name(node, netns)}"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from tracer.analysis.drops import drop_record
 from tracer.analysis.explain import explain
-from tracer.analysis.frames import frames
+from tracer.analysis.frames import frames, path_frames
 from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_records
 from tracer.analysis.sift import Sieve, died_for, wanted_rows
@@ -37,7 +37,7 @@ from tracer.sinks.pcapng import Pcapng
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tracer.analysis.drops import Context
     from tracer.analysis.paths import Path as PacketPath
@@ -74,6 +74,8 @@ class Renderer(Protocol):
 
     packets: int
     """Packets that the recording holds, selected or not."""
+    capture: Pcapng | None
+    """Where the packets themselves go, too."""
 
     def add(self, batch: Batch) -> None:
         """Take the next batch."""
@@ -98,7 +100,7 @@ class Paths:
         }
         self._seen_of: Counter[bytes] = Counter()
         self._now_ns = self._lost_hops = self.packets = 0
-        self.frames_of: Callable[[np.ndarray, Context], None] | None = None
+        self.capture: Pcapng | None = None
 
     def add(self, batch: Batch) -> None:
         """Hand hops and drops to the assembler; time goes on as it did."""
@@ -121,8 +123,8 @@ class Paths:
         paths = self._assembler.take(self._now_ns, everything=everything)
         self.packets += len(paths)
         chosen = self._chosen(paths, self._context)
-        if self.frames_of and chosen:
-            self.frames_of(np.concatenate([path.rows for path in chosen]), self._context)
+        if self.capture:
+            self.capture.write(path_frames(chosen, self._context))
         return path_records(chosen, self._context, self._known.explained)
 
     def _chosen(self, paths: Sequence[PacketPath], context: Context) -> list[PacketPath]:
@@ -166,7 +168,7 @@ class Drops:
         self._args, self._sieve, self._known = args, sieve, known
         self._batches: list[Batch] = []
         self.packets = 0
-        self.frames_of: Callable[[np.ndarray, Context], None] | None = None
+        self.capture: Pcapng | None = None
 
     def add(self, batch: Batch) -> None:
         """Keep the batch until its records are asked for."""
@@ -184,8 +186,8 @@ class Drops:
             if self._sieve.reasons:
                 wanted &= died_for(batch.events, batch.context, self._sieve.reasons)
             events = batch.events[wanted]
-            if self.frames_of:
-                self.frames_of(events, batch.context)
+            if self.capture:
+                self.capture.write(frames("drops", events, batch.context))
             made += [self._record(event, batch.context) for event in events]
         self._batches.clear()
         return made
@@ -271,11 +273,8 @@ class Show:
         self._sink: Sink = open_sink(self._format(), None)
         stack.callback(self._sink.close)
         if args.write:
-            capture = Pcapng(args.write)
-            stack.callback(capture.close)
-            self._renderer.frames_of = lambda rows, context: capture.write(
-                frames(self._kind, rows, context)
-            )
+            self._renderer.capture = Pcapng(args.write)
+            stack.callback(self._renderer.capture.close)
         self._latency = Latency()
         self._shown = 0
         self._lost: Counter[str] = Counter()

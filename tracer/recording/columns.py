@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 MAX_ITEM_BYTES = 1 << 16
+MAX_BATCH_BYTES = 256 << 20
+"""What a block may grow to by fields that its records lack."""
 MAX_DEPTH = 4
 SETTINGS = frozenset({"packet", "stack"})
 """Arrays whose length is a setting of the run: any length will do."""
@@ -102,6 +104,8 @@ def complete(records: np.ndarray, wanted: np.dtype[np.void]) -> np.ndarray:
     dtype = _union(records.dtype, wanted)
     if dtype == records.dtype:
         return records
+    if len(records) * dtype.itemsize > MAX_BATCH_BYTES:
+        raise ValueError("too many records at once")
     whole = np.zeros(len(records), dtype)
     _fill(whole, records)
     return whole

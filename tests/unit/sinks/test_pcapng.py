@@ -10,7 +10,8 @@ import pytest
 
 from tracer.analysis.addresses import address_bytes
 from tracer.analysis.drops import Context
-from tracer.analysis.frames import frames
+from tracer.analysis.frames import frames, path_frames
+from tracer.analysis.paths import Assembler
 from tracer.errors import TracerError
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
@@ -212,6 +213,22 @@ def test_a_device_that_got_another_name_is_another_interface(tmp_path):
 def test_hops_of_another_kernel_side_keep_their_number():
     strange = event("hop_event", hop=HOP.HOP_NF_ENTER, nf_family=77, nf_hook=200, netns=1)
     later = event("hop_event", hop=999, netns=1)
-    frame, other = frames("hops", np.array([strange, later]), CONTEXT)
+    without_bytes = event("hop_event", hop=HOP.HOP_ROUTE, netns=1, captured_bytes=0)
+    frame, other = frames("hops", np.array([strange, later, without_bytes]), CONTEXT)
     assert other.comment == "netns 1: hop 999"
     assert frame.comment == "netns 1: nf 77 200"
+
+
+def test_a_hop_without_a_namespace_is_where_its_packet_was():
+    """A socket's hop may not tell; then it is in the namespace of the hop before."""
+    rows = np.repeat(hops()[1:2], 2)
+    rows["hop"], rows["time_ns"] = (HOP.HOP_DEV_RX, HOP.HOP_CONSUMED), (10, 11)
+    rows["netns"][1] = rows["ifindex"][1] = 0
+    (unknown,) = frames("hops", rows[1:], CONTEXT)
+    assert unknown.comment == "somewhere: consume_skb, packet 9"
+    assembler = Assembler()
+    assembler.add(rows, drops()[:0])
+    first, second = path_frames(assembler.take(0, everything=True), CONTEXT)
+    assert first.comment == "pod shop/web-1: netif_receive_skb, packet 9"
+    assert second.comment == "pod shop/web-1: consume_skb, packet 9"
+    assert (second.name, second.description) == ("no device", first.description)
