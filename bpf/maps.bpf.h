@@ -47,12 +47,15 @@ BPF_PERCPU_ARRAY(packet_ids, __u64, 1);
 /* The followed packet told last on a CPU. */
 struct last_told {
 	__u64 packet_id;
+	__u64 time_ns;
 	__u64 skb;
 	__u64 head;
 	__u32 netns;
 	__u32 ifindex;
 	__u32 bytes;
 	__u32 signature;
+	__u32 unrouted; /* a routing decision comes next */
+	__u32 pad;
 	struct tuple tuple;
 };
 BPF_PERCPU_ARRAY(last_packets, struct last_told, 1);

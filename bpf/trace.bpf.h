@@ -10,6 +10,7 @@
 #define TRACER_TRACE_H
 
 #define DATAREF_MASK 0xffff
+#define ROUTE_NS 1000000 /* a received packet is routed within this time */
 #define VXLAN_PORT 4789
 #define VXLAN_PORT_LINUX 8472 /* the kernel's default, and flannel's */
 #define GENEVE_PORT 6081
@@ -281,6 +282,9 @@ static __always_inline void remember(const struct hop_event *event, __u32 signat
 	if (!last)
 		return;
 	last->packet_id = event->packet_id;
+	last->time_ns = event->time_ns;
+	last->unrouted = event->hop == HOP_DEV_RX ||
+			 (event->hop == HOP_NF_LEAVE && event->nf_hook == NF_INET_PRE_ROUTING);
 	last->skb = event->skb;
 	last->head = event->head;
 	last->netns = event->netns;
@@ -308,17 +312,23 @@ static __always_inline int same_address(const __u8 *one, const __u8 *other)
 
 /*
  * A routing decision. The lookup does not name the packet: it is the one last told on this CPU, if
- * the destination is its own.
+ * that has just been received there, to the same destination, and the route is its namespace's.
+ * (What a process sends is routed before it is a packet.)
  */
 static __always_inline void route_hop(__u32 table, const __u8 *daddr,
 				      const struct fib_nh_common *nhc, int error)
 {
 	int slot = 0;
 	struct last_told *last = last_packets.lookup(&slot);
+	struct place place = {};
 	struct net_device *dev;
 	struct hop_event *event;
 
-	if (!last || !last->packet_id || !same_address(last->tuple.daddr, daddr))
+	if (!last || !last->unrouted || !same_address(last->tuple.daddr, daddr) ||
+	    bpf_ktime_get_boot_ns() - last->time_ns > ROUTE_NS)
+		return;
+	dev = nhc ? READ(nhc->nhc_dev) : NULL;
+	if (device_place(dev, &place) && place.netns != last->netns)
 		return;
 	event = hops.ringbuf_reserve(sizeof(*event));
 	if (!event) {
@@ -339,8 +349,7 @@ static __always_inline void route_hop(__u32 table, const __u8 *daddr,
 	event->argument = table;
 	event->error = error;
 	if (nhc && !error) {
-		dev = READ(nhc->nhc_dev);
-		event->out_ifindex = dev ? READ(dev->ifindex) : 0;
+		event->out_ifindex = place.ifindex;
 		if (READ(nhc->nhc_gw_family) == 2) {
 			__be32 gateway = READ(nhc->nhc_gw.ipv4);
 			mapped_address(event->gateway, &gateway);
