@@ -45,6 +45,7 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     now = np.where(order.leave[row] >= 0, order.leave[row], row)
     before = order.state[row]
     _begin(rows, row[before < 0], told)
+    before = np.where((before < 0) & (now != row), row, before)
     row, now, before = (part[before >= 0] for part in (row, now, before))
     ttl = _ttls(rows)
     unlike = _unlike(rows, ttl, before, now)
