@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 ONE = (1).to_bytes(4, sys.byteorder)
 
 
+CLOCK_STEP_NS = 1_000_000
+"""A wall clock that is slewed by less than this keeps its offset: times of one run agree."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When a run ends by itself."""
@@ -111,6 +115,7 @@ class Session:
         self._pushed_version = -1
         self._told: frozenset[str] = frozenset()
         self.lost: dict[str, int] = {}
+        self._offset_ns = wall_offset_ns()
         self.push_selection()
         self.inventory.start(on_change=lambda _node: self.wake())
 
@@ -200,13 +205,20 @@ class Session:
         if refused:
             say(f"warning: map {name} is full: {refused} entries are missing")
 
+    def _wall_offset_ns(self) -> int:
+        """The clock's offset, as it was unless the wall clock has been stepped."""
+        offset_ns = wall_offset_ns()
+        if abs(offset_ns - self._offset_ns) > CLOCK_STEP_NS:
+            self._offset_ns = offset_ns
+        return self._offset_ns
+
     def context(self) -> Context:
         """What names the numbers of the records read now."""
         return Context(
             node=self.inventory.node,
             reasons=self.loaded.drop_reasons,
             symbol=self.symbols.name,
-            wall_offset_ns=wall_offset_ns(),
+            wall_offset_ns=self._wall_offset_ns(),
         )
 
     def losses(self) -> dict[str, int]:

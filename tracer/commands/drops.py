@@ -11,9 +11,11 @@ examples:
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.analysis.drops import drop_record, summary_records
+from tracer.analysis.frames import frames
 from tracer.commands import options
 from tracer.errors import ExitCode, TracerError
 from tracer.explaining import Explainer
@@ -25,6 +27,7 @@ from tracer.kernel.ring import CallbackRing, MappedRing, open_ring
 from tracer.layout import layout
 from tracer.session import ONE, Session, say
 from tracer.sinks import open_sink
+from tracer.sinks.pcapng import Pcapng
 
 if TYPE_CHECKING:
     import argparse
@@ -68,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", choices=("text", "json", "hubble"), default="text", help="format"
     )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.pcapng", help="write the packets for Wireshark, too"
+    )
     options.add_run_options(parser)
     group.add_argument("--reader", choices=READERS, help="how to read the ring buffer, for tests")
 
@@ -94,9 +100,12 @@ def _program(args: argparse.Namespace) -> Program:
 class Drops:
     """Turns ring batches into records, with their explanations, into a sink."""
 
-    def __init__(self, session: Session, sink: Sink, *, with_stack: bool) -> None:
-        """Write the drops of `session` to `sink`."""
-        self._session, self._sink, self._with_stack = session, sink, with_stack
+    def __init__(
+        self, session: Session, sink: Sink, capture: Pcapng | None, *, with_stack: bool
+    ) -> None:
+        """Write the drops of `session` to `sink`, and their packets to `capture`."""
+        self._session, self._sink, self._capture = session, sink, capture
+        self._with_stack = with_stack
         self.shown = 0
         self._explainer = Explainer(lambda: session.inventory.node)
 
@@ -111,6 +120,8 @@ class Drops:
             self._session.inventory.poke()
         records = [drop_record(event, context, with_stack=True) for event in events]
         self._sink.write([self._explained(record) for record in records])
+        if self._capture:
+            self._capture.write(frames("drops", events, context))
         self.shown += len(records)
         if limit is not None and self.shown >= limit:
             self._session.stop()
@@ -190,6 +201,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise TracerError(f"--rate-limit '{args.rate_limit}': below zero", "0 shows every drop")
     selection = options.pod_selection(args)
     sink = open_sink(args.output, None)
+    capture = Pcapng(args.write) if args.write else None
     with Session(
         "drops",
         _program(args),
@@ -198,8 +210,10 @@ def run(args: argparse.Namespace) -> ExitCode:
         concurrent=args.concurrent,
     ) as session:
         _fill_reasons(session, args.reason)
-        drops = Drops(session, sink, with_stack=args.stack)
+        drops = Drops(session, sink, capture, with_stack=args.stack)
         _follow(session, args, drops)
         drops.summarise()
     sink.close()
+    if capture:
+        capture.close()
     return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE

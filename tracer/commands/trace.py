@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.frames import frames
+from tracer.analysis.frames import path_frames
 from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_records
 from tracer.commands import options
@@ -153,8 +153,7 @@ class Trace:
         records = path_records(paths, context, self._explainer.explain)
         self._latency.add(records)
         if self._outputs.capture:
-            rows = np.concatenate([path.rows for path in paths])
-            self._outputs.capture.write(frames("hops", rows, context))
+            self._outputs.capture.write(path_frames(paths, context))
         if not self._args.summary:
             self._outputs.sink.write(records)
         self.shown += len(records)

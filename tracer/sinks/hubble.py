@@ -18,11 +18,19 @@ if TYPE_CHECKING:
     from tracer.model import Record
     from tracer.sinks.output import Output
 
-_VERDICTS = {"forwarded": "FORWARDED", "dropped": "DROPPED"}
+_VERDICTS = {
+    "forwarded": "FORWARDED",
+    "delivered": "FORWARDED",
+    "consumed": "FORWARDED",
+    "dropped": "DROPPED",
+    "unknown": "TRACED",
+}
 _DIRECTIONS = {"ingress": "INGRESS", "egress": "EGRESS"}
 _EVENT_DROP, _EVENT_TRACE = 1, 4
 _POINTS = {"egress": ("FROM_ENDPOINT", 5), "ingress": ("TO_ENDPOINT", 0)}
 """Trace observation point and event sub_type (cilium's TRACE_FROM_LXC, TRACE_TO_LXC)."""
+_LAST_POINTS = {"delivered": ("TO_ENDPOINT", 0), "forwarded": ("TO_NETWORK", 11)}
+"""The same for where the way of a followed packet ended."""
 
 UNLISTED = 255
 """sub_type of a kernel reason that Hubble has no name for: 0 would print as "Success"."""
@@ -55,15 +63,15 @@ _STRUCT = "type.googleapis.com/google.protobuf.Struct"
 
 
 class Hubble:
-    """Drops and flows; summaries and end records have no form in Hubble and are left out."""
+    """Drops, flows, packets; summaries and end records have no form in Hubble: left out."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
         self._node = ""
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write each drop or flow as one line."""
-        flows = [record for record in records if record["type"] in ("drop", "flow")]
+        """Write each drop, flow or packet as one line."""
+        flows = [record for record in records if record["type"] in ("drop", "flow", "packet")]
         if flows:
             self._node = flows[-1].get("k8s.node.name", self._node)
         self._write([envelope(record) for record in flows])
@@ -89,7 +97,7 @@ def open_sink(output: Output) -> Hubble:
 
 
 def envelope(record: Record) -> dict[str, Any]:
-    """Return the exporter's line for one flat record of type `drop` or `flow`."""
+    """Return the exporter's line for one flat record of type `drop`, `flow` or `packet`."""
     flow = {
         "time": record["time"],
         "verdict": _VERDICTS[record["verdict"]],
@@ -151,7 +159,10 @@ def _event(record: Record) -> dict[str, Any]:
         known = _reason(record)
         number = known[1] if known else UNLISTED
         return {"event_type": {"type": _EVENT_DROP, "sub_type": number}}
-    point, number = _POINTS.get(record.get("direction", ""), (None, 0))
+    if record["type"] == "packet":
+        point, number = _LAST_POINTS.get(record["verdict"], (None, 0))
+    else:
+        point, number = _POINTS.get(record.get("direction", ""), (None, 0))
     event = _filled({"type": _EVENT_TRACE, "sub_type": number})
     return {"event_type": event, "trace_observation_point": point}
 
