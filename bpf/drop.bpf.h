@@ -3,7 +3,6 @@
 #ifndef TRACER_DROP_H
 #define TRACER_DROP_H
 
-#define SKB_CONSUMED 1
 #define AF_INET_ 2
 #define AF_INET6_ 10
 #define AF_PACKET_ 17

@@ -41,7 +41,8 @@ int skb_drop(unsigned long long *ctx)
 #endif
 #ifdef DROP_REASON
 	reason = ctx[2];
-	if (reason <= SKB_CONSUMED)
+	/* Below are "not dropped yet" and, since 6.3, "consumed": not the same numbers everywhere. */
+	if (reason < SKB_DROP_REASON_NOT_SPECIFIED)
 		return 0;
 #endif
 	event = scratch.lookup(&slot);
