@@ -2,15 +2,19 @@
 
 import re
 import struct
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hop_rows import recording
 
 from tracer.analysis.conntrack import conntrack_fields
 from tracer.analysis.drops import Context, drop_record, summary_records
+from tracer.analysis.latency import Latency
 from tracer.analysis.netfilter import netfilter_place
 from tracer.analysis.packet import parse
+from tracer.analysis.paths import Assembler, path_records
 from tracer.layout import layout
 from tracer.model import Namespace, Node, Pod
 
@@ -54,6 +58,7 @@ def event_and_context():
     return event, Context(node, {}, lambda _: "nft_do_chain+0x1", 0)
 
 
+@cache
 def emitted():
     event, context = event_and_context()
     keys = np.zeros(1, layout().structs["drop_key"])
@@ -67,7 +72,20 @@ def emitted():
         netfilter_place(stack[0], stack),
         conntrack_fields(event["ct"]),
     ]
+    records += [part for packet in followed() for part in (packet, *packet.get("hops", ()))]
     return {name for record in records for name in record}
+
+
+def followed():
+    """Packets of all recordings of real runs, and their latencies."""
+    packets, latency = [], Latency()
+    for name in ("service", "forward_drop", "flood", "retransmit"):
+        hops, drops, context = recording(name)
+        assembler = Assembler()
+        assembler.add(hops, drops)
+        packets += path_records(assembler.take(0, everything=True), context)
+    latency.add(packets)
+    return [*packets, *latency.records()]
 
 
 def test_every_name_of_sample_records_is_documented():
