@@ -51,6 +51,7 @@ def _run(kernel: str) -> bool:
 
 def main() -> int:
     """The exit code."""
+    cli.end_in_order()
     arguments = _arguments()
     names = list(catalog.SUITES) if arguments.kernels == "all" else arguments.kernels.split(",")
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -71,4 +72,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -55,11 +55,15 @@ def _arguments() -> tuple[argparse.Namespace, tuple[str, ...]]:
     return parser.parse_args(words[:end]), tuple(words[end + 1 :])
 
 
-def main() -> int:
-    """The exit code."""
-    # An orderly end, which takes the guest along.
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: the guest and its files go along."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+
+def main() -> int:
+    """The exit code."""
+    end_in_order()
     arguments, command = _arguments()
     try:
         if not arguments.name:
