@@ -164,7 +164,7 @@ def too_big(routed, port):
 @contextmanager
 def neighbour_silent(routed, port):
     before = routed.router.sysctl("ipv4/neigh/to-right/retrans_time_ms", 50)
-    # Both this queue's least size and this count keep every packet waiting: none is pushed out.
+    # All wait in the neighbour's queue, and die together when it does not answer.
     try:
         yield _send(routed, "10.246.2.77", port)
     finally:
