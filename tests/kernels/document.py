@@ -16,17 +16,17 @@ Written by `scripts/test --kernels all --document` from what it saw: Debian's ke
 after the other in an emulated x86_64 machine, each running `tests/kernels` with real packets.
 """
 HOOKS = (
-    "## Hooks\n\nThe ways in which each hook attaches, the preferred first. A way that a"
+    "## Hooks\n\nThe ways in which each hook attaches, the preferred first. A way that\na"
     " kernel lacks is named with its answer.\n"
 )
 DROPS = (
-    "## Drops\n\nWhat the record calls the reason, for each cause that was provoked. Where the"
-    " kernel has no reason of its own, the function is shown: the explanation then comes from"
-    " it and from the stack. Every way of attaching told the same, unless it says so.\n"
+    "## Drops\n\nWhat the record calls the reason, for each cause that was provoked. Where the\n"
+    "kernel has no reason of its own, the function is shown: the explanation then comes from it\n"
+    "and from the stack. Every way of attaching told the same, unless it says so.\n"
 )
 LOST = (
-    "## What is lost\n\nBeside the newest kernel of the table. Nothing else differed: counts,"
-    " places, hooks and explanations are the same.\n"
+    "## What is lost\n\nBeside the newest kernel of the table. Counts, places and netfilter hooks are"
+    "\nexact everywhere; without a reason the explanation names every cause that its function has.\n"
 )
 DOCTOR = (
     "## What `tracer doctor` says\n\nChecks that were not `ok`. The guests have no container"
