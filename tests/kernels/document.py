@@ -15,23 +15,27 @@ HEAD = """# Kernels that tracer was run on
 Written by `scripts/test --kernels all --document` from what it saw: Debian's kernels, booted one
 after the other in an emulated x86_64 machine, each running `tests/kernels` with real packets.
 """
-HOOKS = (
-    "## Hooks\n\nThe ways in which each hook attaches, the preferred first. A way that\na"
-    " kernel lacks is named with its answer.\n"
-)
-DROPS = (
-    "## Drops\n\nWhat the record calls the reason, for each cause that was provoked. Where the\n"
-    "kernel has no reason of its own, the function is shown: the explanation then comes from it\n"
-    "and from the stack. Every way of attaching told the same, unless it says so.\n"
-)
-LOST = (
-    "## What is lost\n\nBeside the newest kernel of the table. Counts, places and netfilter hooks are"
-    "\nexact everywhere; without a reason the explanation names every cause that its function has.\n"
-)
-DOCTOR = (
-    "## What `tracer doctor` says\n\nChecks that were not `ok`. The guests have no container"
-    " runtime.\n"
-)
+HOOKS = """## Hooks
+
+The ways in which each hook attaches, the preferred first. A way that a kernel lacks is named
+with its answer.
+"""
+DROPS = """## Drops
+
+What the record calls the reason, for each cause that was provoked. Where the kernel has no reason
+of its own, the function is shown: the explanation then comes from it and from the stack. After a
+comma, which mechanism of netfilter: `hook` is any but nf_tables, or one not told apart. Every way
+of attaching told the same, unless it says so.
+"""
+LOST = """## What is lost
+
+Beside the newest kernel of the table. Counts, places and netfilter hooks are exact everywhere;
+without a reason the explanation names every cause that its function has.
+"""
+DOCTOR = """## What `tracer doctor` says
+
+Checks that were not `ok`. The guests have no container runtime.
+"""
 NOT_TOLD = "NOT_SPECIFIED"
 
 
