@@ -18,6 +18,14 @@ RULES = Path(__file__).with_name("node.rules")
 PODS = {"trb-a": "198.18.77.1", "trb-b": "198.18.77.2"}
 """Namespace (and device on the node) → address, of the range that RFC 2544 keeps for this."""
 IN_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+ONLY_OURS = f"""
+mount -t tmpfs tmpfs /mnt
+for name in {NODE} {" ".join(PODS)}; do
+    touch /mnt/$name && mount --bind /run/netns/$name /mnt/$name
+done
+mount --move /mnt /run/netns && exec "$@"
+"""
+"""Hides the namespaces of everyone else on the machine: they are not on the bench's node."""
 SOURCE = Path(__file__).with_name("blast.c")
 
 
@@ -67,7 +75,8 @@ def two_pods() -> Iterator[None]:
 
 def on_node(*argv: str) -> tuple[str, ...]:
     """The words that run `argv` where the bench's node is the node: pid 1 lives in it."""
-    return ("nsenter", f"--net=/run/netns/{NODE}", *IN_PID_NAMESPACE, *argv)
+    node = ("nsenter", f"--net=/run/netns/{NODE}", *IN_PID_NAMESPACE)
+    return (*node, "unshare", "--mount", "sh", "-c", ONLY_OURS, "sh", *argv)
 
 
 def _pod(name: str, address: str) -> None:
