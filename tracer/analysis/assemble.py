@@ -167,12 +167,13 @@ class Assembler:
     def _paths(self, rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray) -> list[Path]:
         order = branches.order(rows, ids)
         told = columns(rows, order, _netns(rows, order))
-        outer = in_tunnel(rows, order.starts)
+        outer, bare = in_tunnel(rows, order.starts), branches.is_bare(rows["hop"])
+        inner = _first_of(~outer & ~bare, order)
         batch = Batch(
             rows,
             order,
             told,
-            _first_of(~outer, order),
+            np.where(inner < 0, order.starts[:-1], inner),
             _first_of(outer, order),
             _conntrack_rows(rows, order, ~outer),
         )
@@ -183,7 +184,6 @@ class Assembler:
         first = batch.order.starts[:-1]
         last = batch.order.starts[1:] - 1
         again = self._retransmissions.find(rows[first])
-        again |= np.logical_or.reduceat(rows["hop"] == HOP.HOP_RETRANSMIT, first)
         joined = (rows["flags"] & FLAG.HOP_JOINED > 0) | (rows["packet_id"] != ids)
         joined_each = np.logical_or.reduceat(joined, first).tolist()
         flows = self._flows_of(batch)
@@ -254,7 +254,7 @@ def _complete(
     A joined packet has several ids, one for each place of its data; it is complete when each of
     them has ended, is quiet, or was left by its sk_buff for the next.
     """
-    index = np.flatnonzero(rows["hop"] != HOP.HOP_ROUTE)
+    index = np.flatnonzero(~branches.is_bare(rows["hop"]))
     index = index[np.lexsort((rows["time_ns"][index], rows["packet_id"][index]))]
     own = rows["packet_id"][index]
     is_last = np.append(own[1:] != own[:-1], True)

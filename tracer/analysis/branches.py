@@ -25,7 +25,9 @@ NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT = 1, 3
 JOIN_NS = 1_000_000
 """A packet whose data moved is seen again within this time, or not recognised."""
 ENDS = (HOP.HOP_CONSUMED, HOP.HOP_DROPPED)
+BARE = (HOP.HOP_ROUTE, HOP.HOP_RETRANSMIT)
 _LEAVING = (HOP.HOP_DEV_QUEUE, HOP.HOP_DEV_XMIT)
+_NO_FORK = frozenset((*_LEAVING, *ENDS, *BARE))
 _IPPROTO_TCP = 6
 
 
@@ -40,17 +42,23 @@ class Order:
     previous: NDArray[np.int64]
     """The row before in its branch, of a branch's first row the one it forked from; or -1."""
     state: NDArray[np.int64]
-    """As `previous`, but never a routing decision, which tells nothing of the packet itself."""
+    """As `previous`, but never a hop that tells nothing of the packet itself (`is_bare`)."""
     leave: NDArray[np.int64]
     """Of a HOP_NF_ENTER its HOP_NF_LEAVE; else -1."""
     following: NDArray[np.int64]
-    """The next row in the same branch that is no routing decision, or -1."""
+    """The next row in the same branch that is not bare, or -1."""
 
 
 def is_end(hops: NDArray[np.uint16]) -> NDArray[np.bool_]:
     """Which kinds of hop end an sk_buff."""
     ends: NDArray[np.bool_] = (hops == ENDS[0]) | (hops == ENDS[1])
     return ends
+
+
+def is_bare(hops: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Which kinds of hop tell nothing of the packet but that it was meant."""
+    bare: NDArray[np.bool_] = (hops == BARE[0]) | (hops == BARE[1])
+    return bare
 
 
 def roots(rows: np.ndarray) -> NDArray[np.uint64]:
@@ -68,7 +76,7 @@ def roots(rows: np.ndarray) -> NDArray[np.uint64]:
     if not begins.any():
         return ids
     kept = np.flatnonzero(
-        np.isin(rows["signature"], rows["signature"][begins]) & (rows["hop"] != HOP.HOP_ROUTE)
+        np.isin(rows["signature"], rows["signature"][begins]) & ~is_bare(rows["hop"])
     )
     kept = kept[np.lexsort((rows["time_ns"][kept], rows["signature"][kept]))]
     now, before = kept[1:], kept[:-1]
@@ -139,10 +147,9 @@ def _strays(
     hops: NDArray[np.uint16], skbs: NDArray[np.uint64], ids: NDArray[np.uint64]
 ) -> NDArray[np.bool_]:
     """Routing decisions behind the end of their sk_buff: those of the answer, not of the packet."""
-    is_route = hops == HOP.HOP_ROUTE
     index = np.arange(len(hops))
-    last = np.maximum.accumulate(np.where(is_route, 0, index))
-    strays: NDArray[np.bool_] = is_route & is_end(hops[last]) & (ids[last] == ids)
+    last = np.maximum.accumulate(np.where(is_bare(hops), 0, index))
+    strays: NDArray[np.bool_] = (hops == HOP.HOP_ROUTE) & is_end(hops[last]) & (ids[last] == ids)
     strays &= skbs[last] == skbs
     return strays
 
@@ -154,9 +161,9 @@ def order(rows: np.ndarray, ids: NDArray[np.uint64]) -> Order:
     begins = np.ones(count, bool)
     begins[1:] = ids[1:] != ids[:-1]
     starts = np.append(np.flatnonzero(begins), count)
-    is_route = rows["hop"] == HOP.HOP_ROUTE
+    bare = is_bare(rows["hop"])
     previous = np.where(begins, -1, index - 1)
-    last = np.maximum.accumulate(np.where(is_route, -1, index))
+    last = np.maximum.accumulate(np.where(bare, -1, index))
     state = np.where(begins, -1, np.roll(last, 1))
     packet = np.cumsum(begins) - 1
     state = np.where(state >= starts[packet], state, -1)
@@ -165,7 +172,7 @@ def order(rows: np.ndarray, ids: NDArray[np.uint64]) -> Order:
     breaks[1:] = (rows["skb"][1:] != rows["skb"][:-1]) | is_end(rows["hop"][:-1])
     for number in np.unique(packet[breaks & ~begins]).tolist():
         _walk(rows, slice(starts[number], starts[number + 1]), branch, previous, state)
-    follows = ~is_route & (state >= 0)
+    follows = ~bare & (state >= 0)
     follows[follows] = branch[state[follows]] == branch[follows]
     following = np.full(count, -1)
     following[state[follows]] = index[follows]
@@ -202,7 +209,8 @@ def _walk(
     last_state: list[int] = []
     forks: list[int] = []
     for at, skb in enumerate(skbs):
-        number = live.get(skb)
+        # What is sent again is the socket's own sk_buff: that of the packet's beginning.
+        number = 0 if last and hops[at] == HOP.HOP_RETRANSMIT else live.get(skb)
         if number is None:
             number = live[skb] = len(last)
             fork = _fork(at, places, branch[part], forks)
@@ -213,7 +221,7 @@ def _walk(
         previous[base + at] = base + last[number] if last[number] >= 0 else -1
         state[base + at] = base + last_state[number] if last_state[number] >= 0 else -1
         last[number] = at
-        if hops[at] != HOP.HOP_ROUTE:
+        if hops[at] not in BARE:
             last_state[number] = at
         if hops[at] in ENDS:
             del live[skb]
@@ -232,7 +240,7 @@ def _fork(
     netns = places[at][-1]
     for row in range(at - 1, -1, -1):
         hop = places[row][0]
-        if places[row][-1] != netns or hop in _LEAVING or hop in ENDS or hop == HOP.HOP_ROUTE:
+        if places[row][-1] != netns or hop in _NO_FORK:
             continue
         number = int(branch[row])
         while number and any(

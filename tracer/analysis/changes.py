@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.analysis.addresses import address_text
-from tracer.analysis.branches import FLAG, HOP
+from tracer.analysis.branches import FLAG, HOP, is_bare
 from tracer.analysis.conntrack import INFO, IP_CT_IS_REPLY, TCP_STATES
 from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, endpoint, transport
@@ -40,13 +40,15 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     told: dict[int, list[str]] = defaultdict(list)
     visible = np.ones(len(rows), bool)
     visible[order.leave[order.leave >= 0]] = False
-    visible &= rows["hop"] != HOP.HOP_ROUTE
+    visible &= ~is_bare(rows["hop"])
     row = np.flatnonzero(visible)
     now = np.where(order.leave[row] >= 0, order.leave[row], row)
     before = order.state[row]
     _begin(rows, row[before < 0], told)
     before = np.where((before < 0) & (now != row), row, before)
     row, now, before = (part[before >= 0] for part in (row, now, before))
+    for at in row[_data_moved(rows, before, row) | _data_moved(rows, row, now)].tolist():
+        told[at].append("data copied")
     ttl = _ttls(rows)
     unlike = _unlike(rows, ttl, before, now)
     row, now, before = row[unlike], now[unlike], before[unlike]
@@ -65,6 +67,15 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
         told[at].insert(0, "clone")
     _routes(rows, told)
     return told
+
+
+def _data_moved(
+    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether the packet was recognised anew: by the kernel, by its address, or by `roots`."""
+    joined = (now != before) & (rows["flags"][now] & FLAG.HOP_JOINED > 0)
+    moved: NDArray[np.bool_] = joined | (rows["packet_id"][before] != rows["packet_id"][now])
+    return moved
 
 
 def _unlike(
@@ -88,13 +99,14 @@ def in_tunnel(rows: np.ndarray, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
     NAT changes addresses, only encapsulation adds bytes as well; `starts` as in branches.Order.
     """
     tuples, count = rows["tuple"], np.diff(starts)
-    size = rows["bytes"].astype(np.int64)
+    bare = is_bare(rows["hop"])
+    size = np.where(bare, np.iinfo(np.int64).max, rows["bytes"].astype(np.int64))
     least = np.repeat(np.minimum.reduceat(size, starts[:-1]), count)
-    larger: NDArray[np.bool_] = size - least >= IP_HEADER_BYTES
+    larger: NDArray[np.bool_] = ~bare & (size - least >= IP_HEADER_BYTES)
     if not larger.any():
         return larger
-    own = np.repeat(np.minimum.reduceat(np.where(larger, len(rows), np.arange(len(rows))),
-                                        starts[:-1]), count)  # fmt: skip
+    index = np.where(larger | bare, len(rows) - 1, np.arange(len(rows)))
+    own = np.repeat(np.minimum.reduceat(index, starts[:-1]), count)
     other: NDArray[np.bool_] = (tuples["saddr"] != tuples["saddr"][own]).any(axis=1)
     other &= (tuples["daddr"] != tuples["daddr"][own]).any(axis=1)
     return larger & other
@@ -148,16 +160,20 @@ def _side(rows: np.ndarray, before: int, now: int, side: str) -> str:
     """One side of the packet, translated."""
     if _encapsulated(rows, before, now):
         return ""
-    old, new = (_endpoint(rows[at]["tuple"], side) for at in (before, now))
-    return f"{_translation(rows[now], side)} {old} → {new}"
+    old, new = (_endpoint(rows["tuple"][at], side) for at in (before, now))
+    entry = rows["ct"]
+    info = int(entry["info"][now]) if entry["present"][now] else None
+    return f"{_translation(info, side)} {old} → {new}"
 
 
 def _encapsulated(rows: np.ndarray, before: int, now: int) -> int:
     """By how many bytes an outer IP header made the packet longer, or its going shorter."""
     more = int(rows["bytes"][now]) - int(rows["bytes"][before])
+    if abs(more) < IP_HEADER_BYTES:
+        return 0
     old, new = rows["tuple"][before], rows["tuple"][now]
     other = all((old[name] != new[name]).any() for name in ("saddr", "daddr"))
-    return more if other and abs(more) >= IP_HEADER_BYTES else 0
+    return more if other else 0
 
 
 def _size(rows: np.ndarray, before: int, now: int) -> str:
@@ -186,17 +202,28 @@ def _ends(one: bytes) -> dict[str, str]:
     }
 
 
-def _translation(row: np.void, side: str) -> str:
+def _translation(info: int | None, side: str) -> str:
     """By what: an answer's source is what its opener's destination was."""
-    if not row["ct"]["present"]:
+    if info is None:
         return {"s": "source", "d": "destination"}[side]
-    is_reply = int(row["ct"]["info"]) >= IP_CT_IS_REPLY
+    is_reply = info >= IP_CT_IS_REPLY
     kind = {"s": "DNAT", "d": "SNAT"} if is_reply else {"s": "SNAT", "d": "DNAT"}
     return f"un-{kind[side]}" if is_reply else kind[side]
 
 
 def _conntrack(rows: np.ndarray, before: int, now: int) -> str:
-    entry, old = rows[now]["ct"], rows[before]["ct"]
+    entries = rows["ct"]
+    return _conntrack_text(
+        entries[before].tobytes() if before != now else b"", entries[now].tobytes()
+    )
+
+
+@lru_cache(maxsize=65536)
+def _conntrack_text(before: bytes, now: bytes) -> str:
+    """What happened to the `struct conntrack` of a packet; `before` may be empty."""
+    dtype = layout().structs["conntrack"]
+    entry = np.frombuffer(now, dtype)[0]
+    old = np.frombuffer(before or bytes(dtype.itemsize), dtype)[0]
     if not entry["present"]:
         return ""
     info = int(entry["info"])
@@ -205,7 +232,7 @@ def _conntrack(rows: np.ndarray, before: int, now: int) -> str:
     words = ["conntrack", INFO[info]]
     if info >= IP_CT_IS_REPLY:
         words.append("reply")
-    same = bool(old["present"]) and old["info"] == entry["info"] and before != now
+    same = bool(old["present"]) and old["info"] == entry["info"]
     state = int(entry["tcp_state"])
     if same and old["tcp_state"] != entry["tcp_state"]:
         return f"conntrack {_tcp_state(int(old['tcp_state']))} → {_tcp_state(state)}"
@@ -244,15 +271,6 @@ def _ttls(rows: np.ndarray) -> NDArray[np.uint8]:
     return ttl
 
 
-def _data_moved(
-    rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """By who recognised it: we, by its signature, or the kernel, by its address."""
-    newly = rows["flags"][now] & ~rows["flags"][before] & FLAG.HOP_JOINED > 0
-    moved: NDArray[np.bool_] = newly | (rows["packet_id"][before] != rows["packet_id"][now])
-    return moved
-
-
 def _size_differs(
     rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
@@ -281,7 +299,6 @@ _COMPARISONS: tuple[tuple[Callable[..., NDArray[np.bool_]], Callable[..., str]],
     (_differ("mark"), _mark),
     (_differ("ct.present", "ct.info", "ct.status", "ct.tcp_state"), _conntrack),
     (_differ("ct.mark"), _conntrack_mark),
-    (_data_moved, lambda _rows, _old, _new: "data copied"),
     (_gso_differs, _gso),
     (_size_differs, _size),
 )  # fmt: skip

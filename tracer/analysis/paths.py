@@ -10,7 +10,7 @@ import numpy as np
 
 from tracer.analysis.addresses import address_text
 from tracer.analysis.assemble import Assembler, Path
-from tracer.analysis.branches import ENDS, FLAG, HOP, NF_INET_LOCAL_IN
+from tracer.analysis.branches import BARE, ENDS, FLAG, HOP, NF_INET_LOCAL_IN
 from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields
 from tracer.analysis.drops import drop_record, place_fields, pod_fields
@@ -241,7 +241,7 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
 def _verdict(path: Path, view: _View) -> tuple[str, int]:
     """What became of the packet, and the row that tells; of its branches the best that came."""
     columns = view.columns
-    rows = [row for row in range(path.start, path.stop) if columns.place[row][2] != HOP.HOP_ROUTE]
+    rows = [row for row in range(path.start, path.stop) if columns.place[row][2] not in BARE]
     if not columns.branched[path.number]:
         return (_branch_verdict(rows, view), rows[-1]) if rows else ("unknown", path.start)
     branches: dict[int, list[int]] = {}

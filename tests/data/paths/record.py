@@ -208,15 +208,16 @@ def tcp(address, port, size):
     return run
 
 
+OURS = "tcp and net 10.0.0.0/8"
 SAME_NET = ("10.244.0.2/24", "10.244.0.3/24")
 TWO_NETS = ("10.244.1.2/24", "10.244.2.2/24")
 RUNS = (
     ("bridge", "udp port 7777", BRIDGED, SAME_NET, "", udp("10.244.0.3", 3, answered=True)),
     ("flood", "udp port 7777", BRIDGED, SAME_NET, "", udp("10.244.0.255", 2, answered=False)),
-    ("service", "tcp", ROUTED, TWO_NETS, SERVICE, tcp("10.96.0.10", 80, 50)),
+    ("service", OURS, ROUTED, TWO_NETS, SERVICE, tcp("10.96.0.10", 80, 50)),
     ("forward_drop", "udp port 7777", ROUTED, TWO_NETS, FORBIDDEN,
      udp("10.244.2.2", 3, answered=False)),
-    ("retransmit", "tcp", ROUTED, TWO_NETS, LOSSY, tcp("10.244.2.2", 8080, 30000)),
+    ("retransmit", OURS, ROUTED, TWO_NETS, LOSSY, tcp("10.244.2.2", 8080, 30000)),
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from hop_rows import (
     POST,
     PRE,
     QUEUE,
+    RETRANSMIT,
     ROUTE,
     RX,
     SERVER,
@@ -225,6 +226,7 @@ def test_moved_data_is_recognised_by_its_signature():
 def test_the_kernel_says_that_it_recognised_a_packet():
     record = one(*sent(), hop(RX, 200, flags=JOINED))
     assert record["inferred"] is True
+    assert "data copied" in record["hops"][-1]["changes"]
     assert "inferred" not in one(*sent(), hop(RX, 200))
 
 
@@ -313,6 +315,17 @@ def test_segments_are_counted():
     record = one(begin, hop(RX, 200, gso_segments=1, netns=CLIENT))
     assert record["hops"][0]["changes"] == ["GSO 3 segments"]
     assert record["hops"][-1]["changes"] == ["GSO 3 → 1 segments"]
+
+
+def test_the_kernel_says_that_a_packet_is_sent_again():
+    again = hop(RETRANSMIT, 400, skb=99, bytes=40, netns=CLIENT, signature=0)
+    again["tuple"] = 0
+    record = one(*sent(protocol=TCP), hop(DROPPED, 300, protocol=TCP), again, drops=drop(300))
+    assert [hop["hook"] for hop in record["hops"]][-2:] == ["kfree_skb", "tcp_retransmit_skb"]
+    assert record["verdict"] == "dropped"
+    assert "tcp.retransmission" not in record  # it is what is sent later that repeats
+    assert "tunnel.packet" not in record
+    assert "branch" not in record["hops"][-1]
 
 
 def test_retransmission_by_sequence_numbers():

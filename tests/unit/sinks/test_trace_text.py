@@ -50,13 +50,13 @@ def test_trees_tell_every_hop_in_no_more_than_120_columns(tmp_path, name):
 def test_a_tree(tmp_path):
     (first, *_) = packets("service")
     lines = written(tmp_path, "tree", [first])
-    assert lines[0].endswith("→ 10.96.0.10:80 TCP SYN 60 B: delivered after 90.4 µs")
+    assert lines[0].endswith("→ 10.96.0.10:80 TCP SYN 60 B: delivered after 160 µs")
     port = first["src.port"]
     assert lines[1] == (f"  shop/client-0 → shop/web-0, as 10.244.2.1:{port} → 10.244.2.2:8080")
     assert [line for line in lines if "│" not in line][2:5] == [
         " pod shop/client-0", " node", " pod shop/web-0",
     ]  # fmt: skip
-    assert " │  +4.71 µs  net_dev_queue           eth0" in lines
+    assert " │  +5.87 µs  net_dev_queue           eth0" in lines
 
 
 def test_a_flood_is_a_tree_with_branches(tmp_path):
