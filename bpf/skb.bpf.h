@@ -194,6 +194,12 @@ static __always_inline __u8 read_transport(const __u8 *l4, const __u8 *ip_id, st
 	return tuple->protocol == IPPROTO_TCP ? l4[13] : 0;
 }
 
+/* A mask for the first `count` bytes of a little-endian word. */
+static __always_inline __u32 first_bytes(__u32 count)
+{
+	return count < 4 ? (1U << count * 8) - 1 : ~0U;
+}
+
 /*
  * Fill `tuple` (its ethertype is set) and, unless NULL, `signature` from the headers at `l3`;
  * returns the TCP flags seen, if any. Every skb's linear part is followed by skb_shared_info
@@ -203,7 +209,7 @@ static __always_inline __u8 read_transport(const __u8 *l4, const __u8 *ip_id, st
 static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struct tuple *tuple,
 				       __u32 *signature)
 {
-	__u8 header[56], slow[16];
+	__u8 header[56], slow[16] __attribute__((aligned(8)));
 	__u8 *ip_id = NULL;
 	__u32 l4;
 
@@ -243,9 +249,10 @@ static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struc
 		return 0;
 	if (l4 + sizeof(slow) > linear_bytes) {
 		/* What lies behind the packet's end is not the packet's. */
-		__builtin_memset(slow + 4, 0, 8);
-		if (l4 + 14 > linear_bytes)
-			slow[13] = 0;
+		l4 = linear_bytes - l4 - 4; /* bytes behind the ports */
+		*(__u32 *)(slow + 4) &= first_bytes(l4);
+		*(__u32 *)(slow + 8) &= first_bytes(l4 > 4 ? l4 - 4 : 0);
+		slow[13] &= l4 > 9 ? 0xff : 0;
 	}
 	return read_transport(slow, ip_id, tuple, signature);
 }

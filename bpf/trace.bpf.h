@@ -9,6 +9,12 @@
 #if defined(WITH_TRACE) && !defined(TRACER_TRACE_H)
 #define TRACER_TRACE_H
 
+/*
+ * May a packet be chosen at this hop? Where a packet is sent by its host it must: one that looks like
+ * the last one in the same memory is another all the same, unless it is the inside of a tunnel.
+ */
+enum beginning { MAY_NOT_BEGIN = 0, MAY_BEGIN = 1, MUST_BEGIN = 2 };
+
 #define DATAREF_MASK 0xffff
 #define ROUTE_NS 1000000 /* a received packet is routed within this time */
 #define VXLAN_PORT 4789

@@ -1,4 +1,4 @@
-"""Which network namespaces have our netfilter links: the node's and those of the pods followed.
+"""Which network namespaces have our netfilter links: all, up to a limit, the chosen ones first.
 
 A link keeps its namespace alive, so the links of a namespace go as soon as it is seen to be gone.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tracer.model import Node
 
 MAX_NAMESPACES = 64
-"""Each takes 20 links; more than this is said, not done."""
+"""Each takes 20 links; that more are not covered is said."""
 
 
 class NetfilterCover:
@@ -29,7 +29,7 @@ class NetfilterCover:
         self._programs = programs if "nf_enter" in programs else {}
         self._selection = selection
         self._links: dict[int, list[int]] = {}
-        self._failed: set[int] = set()
+        self._crowded = False
 
     def update(self, node: Node) -> list[str]:
         """Attach where a namespace has come, detach where one has gone; returns warnings."""
@@ -37,32 +37,36 @@ class NetfilterCover:
             return []
         wanted = self._wanted(node)
         warnings = []
-        for netns in self._links.keys() - wanted:
+        if len(wanted) > MAX_NAMESPACES and not self._crowded:
+            self._crowded = True
+            left_out = len(wanted) - MAX_NAMESPACES
+            warnings.append(f"nf-hook: {left_out} network namespaces are not covered")
+        covered = wanted[:MAX_NAMESPACES]
+        for netns in self._links.keys() - set(covered):
             self._detach(netns)
-        for netns in wanted - self._links.keys() - self._failed:
-            if len(self._links) >= MAX_NAMESPACES:
-                self._failed.add(netns)
-                warnings.append(f"nf-hook: netns {netns} is not covered: {MAX_NAMESPACES} are")
+        for netns in covered:
+            if netns in self._links:
                 continue
             path = netns_path(node.namespaces.get(netns), netns)
-            links, problem = nf_links.attach(self._programs, path) if path else ([], "")
-            self._links[netns] = links
+            self._links[netns], problem = (
+                nf_links.attach(self._programs, path) if path else ([], "")
+            )
             if problem:
-                self._failed.add(netns)
                 warnings.append(f"nf-hook: netns {netns}: {problem}")
         return warnings
 
-    def _wanted(self, node: Node) -> set[int]:
-        """The node's namespace, those of selected pods, or all when nothing is selected."""
-        if self._selection.everything:
-            chosen = {netns for netns, space in node.namespaces.items() if not space.gone}
-        else:
-            chosen = {
-                netns
-                for netns, uid in node.pod_by_netns.items()
-                if self._selection.matches(node.pods[uid]) and not node.pods[uid].gone
-            }
-        return chosen | {node.netns}
+    def _wanted(self, node: Node) -> list[int]:
+        """Every living namespace, the node's and those of selected pods first.
+
+        Others too: an answer comes from a pod that was not selected.
+        """
+        first = {node.netns} | {
+            netns
+            for netns, uid in node.pod_by_netns.items()
+            if self._selection.matches(node.pods[uid])
+        }
+        living = [netns for netns, namespace in node.namespaces.items() if not namespace.gone]
+        return sorted(living, key=lambda netns: netns not in first)
 
     def _detach(self, netns: int) -> None:
         for link in self._links.pop(netns):

@@ -9,6 +9,6 @@ int dev_queue(unsigned long long *ctx)
 	struct sight sight = {};
 
 	see(typed, skb, dev, LOAD(skb->head) + LOAD(skb->network_header), &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_QUEUE, 1));
+	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_QUEUE, MAY_BEGIN));
 	return 0;
 }

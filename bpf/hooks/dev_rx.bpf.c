@@ -14,7 +14,7 @@ int dev_rx(unsigned long long *ctx)
 	/* The network header is not set yet; data stands where it will be. */
 	struct sight sight = {};
 	see(typed, skb, dev, LOAD(skb->data), &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_RX, 1));
+	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_RX, MAY_BEGIN));
 #endif
 	return 0;
 }

@@ -14,7 +14,7 @@ int dev_xmit(unsigned long long *ctx)
 #ifdef WITH_TRACE
 	struct sight sight = {};
 	see(typed, skb, dev, l3, &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_XMIT, 0));
+	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_XMIT, MAY_NOT_BEGIN));
 #endif
 	return 0;
 }

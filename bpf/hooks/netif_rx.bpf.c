@@ -9,6 +9,6 @@ int netif_rx(unsigned long long *ctx)
 	struct sight sight = {};
 
 	see(typed, skb, dev, LOAD(skb->data), &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_NETIF_RX, 0));
+	end_hop(&sight, begin_hop(typed, &sight, HOP_NETIF_RX, MAY_NOT_BEGIN));
 	return 0;
 }

@@ -34,10 +34,10 @@ int nf_enter(struct bpf_nf_ctx *ctx)
 	/* What passes the other hooks has just been asked about at a device. */
 	__u32 hook = ctx->state->hook;
 	return netfilter_hop(ctx, HOP_NF_ENTER,
-			     hook == NF_INET_LOCAL_OUT || hook == NF_INET_LOCAL_IN);
+			     hook == NF_INET_LOCAL_OUT ? MUST_BEGIN : hook == NF_INET_LOCAL_IN);
 }
 
 int nf_leave(struct bpf_nf_ctx *ctx)
 {
-	return netfilter_hop(ctx, HOP_NF_LEAVE, 0);
+	return netfilter_hop(ctx, HOP_NF_LEAVE, MAY_NOT_BEGIN);
 }

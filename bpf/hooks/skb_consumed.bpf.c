@@ -13,7 +13,7 @@ int skb_consumed(unsigned long long *ctx)
 	if (!followed_packets.lookup(&head))
 		return 0;
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
-	event = begin_hop(typed, &sight, HOP_CONSUMED, 0);
+	event = begin_hop(typed, &sight, HOP_CONSUMED, MAY_NOT_BEGIN);
 	if (!event)
 		return 0;
 	event->location = ctx[1];

@@ -13,7 +13,7 @@ static __always_inline void report_end(int typed, void *ctx, struct sk_buff *skb
 	see_in_socket(typed, skb, NULL, &sight);
 	sight.netns = event->netns;
 	sight.ifindex = event->ifindex;
-	hop = begin_hop(typed, &sight, HOP_DROPPED, 1);
+	hop = begin_hop(typed, &sight, HOP_DROPPED, MAY_BEGIN);
 	if (!hop)
 		return;
 	hop->location = event->location;

@@ -9,7 +9,7 @@ int sock_copied(unsigned long long *ctx)
 	struct hop_event *event;
 
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
-	event = begin_hop(typed, &sight, HOP_COPIED, 0);
+	event = begin_hop(typed, &sight, HOP_COPIED, MAY_NOT_BEGIN);
 	if (event)
 		event->argument = ctx[1];
 	end_hop(&sight, event);

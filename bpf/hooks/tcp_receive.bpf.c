@@ -9,6 +9,6 @@ int tcp_receive(unsigned long long *ctx)
 	struct sight sight = {};
 
 	see_in_socket(typed, skb, sk, &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_TCP_RECEIVE, 0));
+	end_hop(&sight, begin_hop(typed, &sight, HOP_TCP_RECEIVE, MAY_NOT_BEGIN));
 	return 0;
 }

@@ -46,8 +46,7 @@ def refusal(way: Way) -> str:
     """Why `way` is closed here; empty when an empty program could be loaded and attached."""
     try:
         if way.kind == NETFILTER:
-            os.close(libbpf.load_netfilter("probe", libbpf.ACCEPTING_PROGRAM))
-            return ""
+            return _netfilter_refusal()
         if way.kind == TYPED:
             program = libbpf.load_typed("probe", libbpf.EMPTY_PROGRAM, way.target)
         else:
@@ -60,6 +59,16 @@ def refusal(way: Way) -> str:
         return _words(error)
     finally:
         os.close(program)
+    return ""
+
+
+def _netfilter_refusal() -> str:
+    try:
+        os.close(libbpf.load_netfilter("probe", libbpf.ACCEPTING_PROGRAM))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return "this kernel has no netfilter programs (6.4 and later have)"
+        return _words(error)
     return ""
 
 

@@ -121,8 +121,7 @@ def _load(kind: int, name: str, instructions: bytes, opts: ProgLoadOpts) -> int:
             return check(lib.bpf_prog_load(*arguments, ct.byref(opts)))
         except OSError as error:
             told = log.value.decode(errors="replace").strip().splitlines()
-            cause = " | ".join(told[-4:])
-            raise OSError(error.errno, f"{error.strerror}: {cause}") from error
+            raise OSError(error.errno, " | ".join([str(error.strerror), *told[-4:]])) from error
 
 
 def attach_tracepoint(program_fd: int, kind: str, tracepoint: str) -> int:
