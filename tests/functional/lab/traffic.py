@@ -39,6 +39,13 @@ def send_udp(where: Namespace, to: tuple[str, int], count: int, payload: bytes =
         return sender.getsockname()[1]
 
 
+def send_numbered(where: Namespace, to: tuple[str, int], count: int) -> None:
+    """Send `count` datagrams from one socket, each beginning with its number (32 bits, from 0)."""
+    with where.socket(family_of(to[0]), socket.SOCK_DGRAM) as sender:
+        for number in range(count):
+            sender.sendto(number.to_bytes(4, "big") + bytes(28), to)
+
+
 def open_tcp(where: Namespace, to: tuple[str, int], timeout_s: float = 0.3) -> OSError | None:
     """Try to connect; the error, or None when it worked."""
     with where.socket(family_of(to[0]), socket.SOCK_STREAM) as client:
