@@ -137,25 +137,36 @@ static __always_inline void count_any(struct flow_key *flow, __u32 bytes, __u8 t
 		count_other(&other, 1, bytes);
 }
 
-/* The key of an IPv4 packet without options that is no fragment, straight from its header. */
-static __always_inline int read_flow4(const void *l3, struct flow4_key *key, __u8 *tcp_flags)
+/*
+ * The key of an IPv4 packet without options that is no fragment, straight from its headers: where
+ * the kernel lets us see them as structs (bpf_rdonly_cast), by plain loads that read 0 on a fault.
+ */
+static __always_inline int read_flow4(int typed, void *l3, struct flow4_key *key, __u8 *tcp_flags)
 {
 	__u8 header[20 + 16];
+	void *ip = header, *l4 = header + 20;
 
-	if (bpf_probe_read_kernel(header, sizeof(header), l3) || header[0] != 0x45 ||
-	    *(__u16 *)(header + 6) & bpf_htons(IPV4_FRAGMENT_OFFSET))
+#ifdef IPHDR_BTF_ID
+	if (typed) {
+		ip = bpf_rdonly_cast_(l3, IPHDR_BTF_ID);
+		l4 = bpf_rdonly_cast_(l3 + 20, TCPHDR_BTF_ID);
+	} else
+#endif
+		if (bpf_probe_read_kernel(header, sizeof(header), l3))
 		return 0;
-	key->protocol = header[9];
-	*(__u32 *)key->saddr = *(__u32 *)(header + 12);
-	*(__u32 *)key->daddr = *(__u32 *)(header + 16);
+	if (*(__u8 *)ip != 0x45 || *(__u16 *)(ip + 6) & bpf_htons(IPV4_FRAGMENT_OFFSET))
+		return 0;
+	key->protocol = *(__u8 *)(ip + 9);
+	*(__u32 *)key->saddr = *(__u32 *)(ip + 12);
+	*(__u32 *)key->daddr = *(__u32 *)(ip + 16);
 	if (has_ports(key->protocol)) {
-		key->sport = bpf_ntohs(*(__u16 *)(header + 20));
-		key->dport = bpf_ntohs(*(__u16 *)(header + 22));
+		key->sport = bpf_ntohs(*(__u16 *)l4);
+		key->dport = bpf_ntohs(*(__u16 *)(l4 + 2));
 	} else if (key->protocol == IPPROTO_ICMP) {
-		key->sport = header[20];
-		key->dport = header[21];
+		key->sport = *(__u16 *)l4 & 0xff;
+		key->dport = *(__u16 *)l4 >> 8;
 	}
-	*tcp_flags = key->protocol == IPPROTO_TCP ? header[33] : 0;
+	*tcp_flags = key->protocol == IPPROTO_TCP ? *(__u16 *)(l4 + 12) >> 8 : 0;
 	return 1;
 }
 
@@ -195,7 +206,7 @@ static __always_inline void flow_packet(int typed, const struct sk_buff *skb, co
 	key->tuple.ethertype = bpf_ntohs(LOAD(skb->protocol));
 	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
 	if (key->tuple.ethertype == ETH_P_IP && linear_bytes >= 20 + 16 &&
-	    read_flow4(l3, &key4, &tcp_flags)) {
+	    read_flow4(typed, (void *)l3, &key4, &tcp_flags)) {
 		count_ipv4(&key4, bytes, tcp_flags);
 		return;
 	}

@@ -4,6 +4,15 @@
  * (docs/headers.md), complete before this line; where only kernel headers are installed, from
  * these, and what BTF would have told of optional fields, from the kernel's configuration.
  */
+/*
+ * bpf_rdonly_cast (6.2: a35b9af4ec2c): a kernel address as a read-only struct, for no instruction at
+ * all. bcc knows no kernel functions: the loader turns calls of this number into calls of it.
+ */
+#ifdef IPHDR_BTF_ID
+static void *(*bpf_rdonly_cast_)(const void *address,
+				 unsigned int btf_id) = (void *)RDONLY_CAST_CALL;
+#endif
+
 #ifdef KERNEL_HEADERS
 #include <linux/skbuff.h>
 #include <linux/netdevice.h>

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
+import struct
+from dataclasses import dataclass
 from functools import cache
 
 from tracer.errors import TracerError
@@ -19,6 +21,10 @@ BPF_PROG_TYPE_TRACING = 26
 BPF_PROG_TYPE_NETFILTER = 32
 BPF_TRACE_RAW_TP = 23
 BPF_NETFILTER = 45
+BTF_KIND_STRUCT, BTF_KIND_FUNC = 4, 12
+BPF_CALL, BPF_PSEUDO_KFUNC_CALL = 0x85, 2
+RDONLY_CAST_CALL = 0x7F00
+"""No helper has this number: it stands for bpf_rdonly_cast until the program is loaded."""
 LOG_BYTES = 1 << 18
 
 # mov r0, 0; exit
@@ -63,6 +69,45 @@ def library() -> ct.CDLL:
         except OSError:
             continue
     raise TracerError("libbpf: not found", "install libbpf (Debian: libbpf1, Fedora: libbpf)")
+
+
+@dataclass(frozen=True, slots=True)
+class RdonlyCast:
+    """BTF ids in vmlinux for `bpf_rdonly_cast` (6.2: a35b9af4ec2c), a call that costs nothing."""
+
+    function: int
+    iphdr: int
+    tcphdr: int
+
+    def resolve(self, instructions: bytes) -> bytes:
+        """Turn calls of the stand-in RDONLY_CAST_CALL into calls of the kernel's function."""
+        stand_in = struct.pack("<BBhi", BPF_CALL, 0, 0, RDONLY_CAST_CALL)
+        call = struct.pack("<BBhi", BPF_CALL, BPF_PSEUDO_KFUNC_CALL << 4, 0, self.function)
+        step = len(stand_in)
+        pieces = (instructions[at : at + step] for at in range(0, len(instructions), step))
+        return b"".join(call if piece == stand_in else piece for piece in pieces)
+
+
+@cache
+def rdonly_cast() -> RdonlyCast | None:
+    """What `bpf_rdonly_cast` needs here, or None where the kernel or libbpf lacks it."""
+    lib = library()
+    if typed_tracepoints_reason():
+        return None
+    lib.btf__load_vmlinux_btf.restype = ct.c_void_p
+    lib.btf__find_by_name_kind.argtypes = [ct.c_void_p, ct.c_char_p, ct.c_uint32]
+    lib.btf__free.argtypes = [ct.c_void_p]
+    btf = lib.btf__load_vmlinux_btf()
+    if not btf:
+        return None
+    kinds = (
+        (b"bpf_rdonly_cast", BTF_KIND_FUNC),
+        (b"iphdr", BTF_KIND_STRUCT),
+        (b"tcphdr", BTF_KIND_STRUCT),
+    )
+    ids = [lib.btf__find_by_name_kind(btf, name, kind) for name, kind in kinds]
+    lib.btf__free(btf)
+    return RdonlyCast(*ids) if min(ids) > 0 else None
 
 
 def check(result: int) -> int:

@@ -62,6 +62,9 @@ def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[s
         defines["DROP_RX_SK"] = "1"
     if types.origin == "headers":
         defines["KERNEL_HEADERS"] = "1"
+    elif cast := libbpf.rdonly_cast():
+        defines["IPHDR_BTF_ID"], defines["TCPHDR_BTF_ID"] = str(cast.iphdr), str(cast.tcphdr)
+        defines["RDONLY_CAST_CALL"] = str(libbpf.RDONLY_CAST_CALL)
     return ["-Wno-everything"] + [f"-D{name}={text or 1}" for name, text in defines.items()]
 
 
@@ -175,7 +178,8 @@ def _load_function(built: Object, function: str, way: Way) -> int:
     code = built.instructions(function)
     if way.kind == NETFILTER:
         return libbpf.load_netfilter(function, code)
-    return libbpf.load_typed(function, code, way.target)
+    cast = libbpf.rdonly_cast()
+    return libbpf.load_typed(function, cast.resolve(code) if cast else code, way.target)
 
 
 def _close(held: Mapping[str, int]) -> None:
