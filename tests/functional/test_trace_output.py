@@ -1,0 +1,260 @@
+"""`trace`: which packets are chosen, how they are shown, and what is left afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+from lab import rules, runner, ways
+from lab.namespaces import node
+from lab.shell import run, until
+from lab.traffic import new_port, send_numbered, tcp_listener, udp_listener
+
+COUNT = 7
+COLUMNS = 120
+SO_RCVBUFFORCE = 33
+NETFILTER_LINK = ("netfilter", 10)
+"""BPF_LINK_TYPE_NETFILTER, as a bpftool that knows it writes it, or one that does not."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made(cluster, routed):
+    """The cluster first: it sweeps away what a killed run left, and `routed` looks the same."""
+
+
+@contextmanager
+def tracing(cri_env, *arguments):
+    """`tracer trace`, run to its end by Ctrl-C; must end well."""
+    with runner.running("trace", *arguments, env=cri_env) as live:
+        yield live
+        done = live.stop()
+        assert done.code == 0, done.err
+        assert "Traceback" not in done.err
+
+
+def packets(live):
+    """The packet records of a run that has ended."""
+    return [record for record in live.records() if record["type"] == "packet"]
+
+
+def deliver(routed, port, count):
+    """`count` numbered datagrams from left to right, received."""
+    with udp_listener(routed.right.where, port) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+        send_numbered(routed.left.where, (routed.right.ip4, port), count)
+        for _ in range(count):
+            listener.recv(100)
+
+
+def transfer(routed, port):
+    """One short TCP connection from left to right."""
+    with tcp_listener(routed.right.where, port) as listener:
+        client = routed.left.where.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with client:
+            client.connect((routed.right.ip4, port))
+            accepted, _ = listener.accept()
+            with accepted:
+                client.sendall(b"x")
+                accepted.recv(1)
+
+
+def full_way():
+    """Every datagram's way from left to right."""
+    through = ways.forwarded("trt-router", ("to-left", "to-right"))
+    return ways.sent("trt-left") + through + ways.received("trt-right")
+
+
+def test_filter(routed, cri_env):
+    wanted, other = new_port(), new_port()
+    with tracing(cri_env, f"udp port {wanted}", "-o", "json") as live:
+        deliver(routed, other, COUNT)
+        deliver(routed, wanted, COUNT)
+    assert [record["dst.port"] for record in packets(live)] == [wanted] * COUNT
+
+
+def test_tcp_flags(routed, cri_env):
+    port = new_port()
+    with tracing(cri_env, f"tcp port {port}", "--tcp-flags", "SYN", "-o", "json") as live:
+        transfer(routed, port)
+    assert [record["tcp.flags"] for record in packets(live)] == ["SYN", "SYN,ACK"]
+
+
+def test_sample_is_the_same_at_every_hop(routed, cri_env):
+    """A packet is followed from its first hop to its last, or not at all."""
+    port, count = new_port(), 1001
+    with tracing(cri_env, f"udp port {port}", "--sample", "1/10", "-o", "json") as live:
+        deliver(routed, port, count)
+    found = packets(live)
+    assert count / 20 < len(found) < count / 5
+    for record in found:
+        ways.check(record, full_way(), "delivered")
+
+
+def test_count_ends_the_run(routed, cri_env):
+    port = new_port()
+    with runner.running(
+        "trace", f"udp port {port}", "--count", "3", "-o", "json", env=cri_env
+    ) as live:
+        deliver(routed, port, COUNT)
+        done = live.ended()
+    assert done.code == 0, done.err
+    assert len(packets(live)) == 3
+    assert done.records[-1]["shown"] == 3
+
+
+def test_slow(routed, cri_env):
+    """A queue that lets each packet wait makes slow ones; others are not shown."""
+    slow, fast = new_port(), new_port()
+    arguments = (f"udp port {slow} or udp port {fast}", "--slow", "20ms", "-o", "json")
+    with tracing(cri_env, *arguments) as live:
+        deliver(routed, fast, COUNT)
+        routed.router.ip("link set to-right txqueuelen 1000")
+        try:
+            limit = "rate 100kbit burst 1540 latency 5s"
+            routed.router.run(
+                "tc", "qdisc", "add", "dev", "to-right", "root", "tbf", *limit.split()
+            )
+            deliver(routed, slow, 151)
+        finally:
+            routed.router.run("tc", "qdisc", "del", "dev", "to-right", "root", check=False)
+    found = packets(live)
+    assert 3 < len(found) < 151
+    for record in found:
+        assert record["dst.port"] == slow
+        assert record["duration_ns"] > 20_000_000
+        waited = max(record["hops"], key=lambda hop: hop.get("delta_ns", 0))
+        assert waited["hook"] == "net_dev_start_xmit"
+        assert waited["interface.name"] == "to-right"
+
+
+def test_dropped_keeps_only_the_dead(cluster, cri_env):
+    """...with the way they came."""
+    client, dead, alive = cluster.client, new_port(), new_port()
+    with tracing(
+        cri_env, f"udp port {dead} or udp port {alive}", "--dropped", "-o", "json"
+    ) as live:
+        with rules.nft(node(), "ip", "forward", f"udp dport {dead} drop"):
+            send_numbered(client.where, (cluster.outside_ip4, dead), COUNT)
+        with udp_listener(cluster.web.where, alive):
+            send_numbered(client.where, (cluster.web.ip4, alive), COUNT)
+    found = packets(live)
+    assert len(found) == COUNT
+    for record in found:
+        assert (record["dst.port"], record["verdict"]) == (dead, "dropped")
+        assert ways.told(record)[:4] == ways.sent("client-0")
+        assert record["hops"][-1]["hook"] == "kfree_skb"
+
+
+@pytest.mark.parametrize("form", ["tree"])
+def test_text_fits_a_terminal(cluster, cri_env, form):
+    port, closed = new_port(), new_port()
+    with (
+        tracing(cri_env, f"udp port {port} or udp port {closed}", "-o", form) as live,
+        udp_listener(cluster.web.where, port),
+    ):
+        for each in (port, closed):
+            send_numbered(cluster.client.where, (cluster.web.ip4, each), COUNT)
+    text = "".join(live.lines)
+    assert "\x1b" not in text
+    assert all(len(line.rstrip("\n")) <= COLUMNS for line in live.lines), text
+    for each in (port, closed):
+        assert text.count(f":{each} UDP") >= COUNT, text
+    assert text.count("NO_SOCKET") >= COUNT
+    if form == "tree":
+        assert text.count(" pod shop/web-0\n") >= 2 * COUNT, text
+        assert all(hook in text for hook in ("PREROUTING", "FORWARD", "INPUT"))
+
+
+def test_hubble(cluster, cri_env):
+    port = new_port()
+    with tracing(cri_env, f"udp port {port}", "-o", "hubble") as live:
+        send_numbered(cluster.client.where, (cluster.web.ip4, port), COUNT)
+    flows = [json.loads(line)["flow"] for line in live.lines]
+    assert len(flows) == COUNT
+    for flow in flows:
+        assert flow["verdict"] == "DROPPED"
+        assert flow["l4"]["UDP"]["destination_port"] == port
+        assert flow["source"]["pod_name"] == "client-0"
+        assert flow["destination"]["pod_name"] == "web-0"
+
+
+def test_capture_is_read_by_tshark(routed, cri_env, tmp_path):
+    """Every hop of every packet is in the file, and nothing in it is strange to Wireshark."""
+    if not shutil.which("tshark"):
+        pytest.skip("tshark is not installed")
+    port, path = new_port(), tmp_path / "way.pcapng"
+    with tracing(cri_env, f"udp port {port}", "-o", "json", "--write", str(path)) as live:
+        deliver(routed, port, COUNT)
+    fields = ("frame.packet_id", "frame.interface_name", "frame.comment", "udp.dstport")
+    argv = ["tshark", "-n", "-r", str(path), "-T", "fields"]
+    for field in fields:
+        argv += ["-e", field]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    problems = [line for line in done.stderr.splitlines() if "Running as user" not in line]
+    assert (done.returncode, problems) == (0, [])
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {row[3] for row in rows} == {str(port)}
+    assert {row[1] for row in rows} == {"eth0", "to-left", "to-right"}
+    assert len({row[0] for row in rows}) == COUNT
+    assert len(rows) >= sum(len(ways.told(record)) for record in packets(live))
+    assert any("nf ip FORWARD" in row[2] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("udp and and",), "udp and and"),
+        (("--pod", "shop/nobody"), "shop/nobody"),
+        (("--tcp-flags", "SYN,WHAT"), "WHAT"),
+        (("--sample", "2/3"), "2/3"),
+        (("--sample", "1/0"), "1/0"),
+        (("--first", "0"), "0"),
+        (("--slow", "soon"), "soon"),
+        (("--count", "0"), "0"),
+        (("-o", "xml"), "xml"),
+        (("--write", "/no/such/directory/x.pcapng"), "/no/such/directory"),
+        (("--record", "/no/such/directory/x"), "/no/such/directory"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_left")
+def test_wrong_use(cluster, cri_env, arguments, word):  # noqa: ARG001 - pods are looked up
+    done = runner.finish("trace", *arguments, env=cri_env)
+    assert done.code == 2, done.err
+    lines = done.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "hint"], done.err
+    assert word in lines[0]
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.usefixtures("nothing_left")
+def test_nothing_is_left(routed, cri_env, number):
+    """No program, map or link, and so no netfilter hook in any namespace."""
+    with runner.running("trace", "-o", "json", f"udp port {new_port()}", env=cri_env) as live:
+        links = json.loads(run("bpftool", "--json", "link", "show"))
+        assert any(link["type"] in NETFILTER_LINK for link in links)
+        deliver(routed, new_port(), COUNT)
+        done = live.stop(number)
+    assert done.code == (-number if number == signal.SIGKILL else 0), done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_deleted_pod_really_goes(cluster, cri_env):
+    """Links would keep a namespace alive; its device on the node goes only with it."""
+    pod = cluster.run_pod("shop/short-0", app="short")
+    device, port, other = pod.node_device, new_port(), new_port()
+    here = f"udp port {port} or udp port {other}"
+    with tracing(cri_env, here, "-o", "json") as live, udp_listener(cluster.web.where, port):
+        send_numbered(pod.where, (cluster.web.ip4, port), COUNT)
+        cluster.remove_pod(pod.key)
+        until(lambda: device not in run("ip", "-o", "link"), f"{device} goes", 8)
+        with udp_listener(cluster.web.where, other):
+            send_numbered(cluster.client.where, (cluster.web.ip4, other), COUNT)
+    found = packets(live)
+    assert [record["dst.port"] for record in found] == [port] * COUNT + [other] * COUNT
+    assert {record["k8s.src.pod.name"] for record in found} == {"short-0", "client-0"}
