@@ -1,7 +1,8 @@
 """The way of a packet as `trace` should tell it, put together from what the test built.
 
 A hop is one line of text, `place device hook`: the place is the pod's name, or the namespace's.
-Routing decisions are left out: whether one is needed depends on what the kernel has cached.
+Routing decisions are left out: whether one is needed depends on what the kernel has cached. So is
+that a reader freed the packet: some do it where no tracepoint tells.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ if TYPE_CHECKING:
     from lab.runner import Record
 
 ROUTE = "fib_table_lookup"
+UNSURE = (ROUTE, "consume_skb")
 SLOW_NS = 200_000_000
 """No hop of the tests' packets waits this long: a later one is another packet's."""
 
 
 def told(record: Record) -> list[str]:
-    """The way that a packet record tells, without its routing decisions."""
-    return [_line(hop) for hop in record["hops"] if hop["hook"] != ROUTE]
+    """The way that a packet record tells, without hops that may or may not be."""
+    return [_line(hop) for hop in record["hops"] if hop["hook"] not in UNSURE]
 
 
 def routes(record: Record) -> list[str]:
