@@ -82,7 +82,11 @@ static __always_inline int among_first(struct sight *sight)
 		flow_firsts.update(&tuple, &one);
 		return 1;
 	}
-	return __sync_fetch_and_add(count, 1) < FIRST_PACKETS;
+	/* The old value of an atomic addition is not to be had before BPF's v3 instructions. */
+	if (*count >= FIRST_PACKETS)
+		return 0;
+	__sync_fetch_and_add(count, 1);
+	return 1;
 #else
 	return 1;
 #endif
@@ -108,13 +112,19 @@ static __always_inline int pods_packet(struct sight *sight)
 #endif
 }
 
-/* Keep in mind how the connection of a followed packet looks on both sides of NAT. */
+/* Keep in mind how the answers look, and the connection on both sides of NAT. */
 static __always_inline void remember_flow(const struct hop_event *event)
 {
 #ifdef SELECT_PODS
-	struct tuple tuple;
+	struct tuple tuple = event->tuple;
 	__u32 one = 1;
 
+	__builtin_memcpy(tuple.saddr, event->tuple.daddr, ADDRESS_BYTES);
+	__builtin_memcpy(tuple.daddr, event->tuple.saddr, ADDRESS_BYTES);
+	tuple.sport = event->tuple.dport;
+	tuple.dport = event->tuple.sport;
+	if (has_ports(tuple.protocol))
+		followed_flows.update(&tuple, &one);
 	if (!event->ct.present)
 		return;
 	tuple = event->ct.orig;

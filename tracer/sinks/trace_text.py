@@ -16,6 +16,7 @@ from tracer.sinks.terminal import (
     YELLOW,
     Terminal,
     clock,
+    cut,
     print_table,
     say,
     span,
@@ -109,18 +110,29 @@ class Tree:
         ]
 
 
+MIN_ENDS = 24
+"""Columns that the pods' names keep on a brief line."""
+
+
 class Brief(Tree):
     """One line a packet."""
 
     def _packet(self, record: Record) -> list[str]:
         colour = _COLOURS.get(record["verdict"], "")
         verdict = self._terminal.paint(f"{record['verdict']:<9}", colour)
-        parts = [f"{span(record['duration_ns']):>8}", ends(record), record.get("packet", "")]
-        parts += [f"as {text}" for text in translated(record)]
+        parts = [record.get("packet", ""), *(f"as {text}" for text in translated(record))]
         if "drop.reason" in record:
-            parts.append(f"{record['drop.reason']} in {where(record)}")
+            place = where(record)
+            known = place.removeprefix("pod ") in ends(record)  # the arrow names it
+            parts.append(record["drop.reason"] if known else f"{record['drop.reason']} in {place}")
         parts += [word for word in ("inferred", "incomplete") if word in record]
-        return [f"{clock(record['time'])} {verdict} {' '.join(part for part in parts if part)}"]
+        time, took = clock(record["time"]), f"{span(record['duration_ns']):>8}"
+        told = " ".join(part for part in parts if part)
+        # What was told last, why it died, counts for more than the pods' full names.
+        room = self._terminal.columns - len(f"{time} {record['verdict']:<9} {took} ")
+        pods = cut(ends(record), max(room - len(told) - 1, MIN_ENDS))
+        rest = cut(" ".join(part for part in (pods, told) if part), room)
+        return [f"{time} {verdict} {took} {rest}"]
 
 
 class _Branches:
