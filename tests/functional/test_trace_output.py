@@ -150,6 +150,43 @@ def test_dropped_keeps_only_the_dead(cluster, cri_env):
         assert record["hops"][-1]["hook"] == "kfree_skb"
 
 
+def test_first(routed, cri_env):
+    ports = [new_port() for _ in range(3)]
+    flows = " or ".join(f"udp port {port}" for port in ports)
+    with tracing(cri_env, flows, "--first", "3", "-o", "json") as live:
+        for port in ports:
+            deliver(routed, port, COUNT)
+    assert [record["dst.port"] for record in packets(live)] == [p for p in ports for _ in range(3)]
+
+
+def test_selected_pod_and_what_answers_it(cluster, cri_env):
+    """`--pod` follows answers too, from where the other pod sends them to the pod's socket."""
+    client, web, port = cluster.client, cluster.web, new_port()
+    with (
+        tracing(cri_env, f"udp port {port}", "--pod", "shop/client-0", "-o", "json") as live,
+        udp_listener(web.where, port) as listener,
+        client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        for _ in range(COUNT):
+            sender.sendto(b"ask", (web.ip4, port))
+            _, came_from = listener.recvfrom(100)
+            listener.sendto(b"answer", came_from)
+            sender.recv(100)
+        send_numbered(cluster.agent.where, (web.ip4, port), COUNT)
+    found = packets(live)
+    there = [record for record in found if record["dst.port"] == port]
+    back = [record for record in found if record["src.port"] == port]
+    assert (len(there), len(back), len(found)) == (COUNT, COUNT, 2 * COUNT)
+    for record in back:
+        assert ways.told(record)[-4:] == ways.received("client-0")
+        assert "web-0 eth0 net_dev_queue" in ways.told(record)
+        assert record["verdict"] == "delivered"
+    for record in there:
+        assert ways.told(record)[:4] == ways.sent("client-0")
+        assert "web-0 eth0 netif_receive_skb" in ways.told(record)
+        assert record["verdict"] == "delivered"
+
+
 @pytest.mark.parametrize("form", ["tree"])
 def test_text_fits_a_terminal(cluster, cri_env, form):
     port, closed = new_port(), new_port()
