@@ -110,8 +110,8 @@ class Tree:
         ]
 
 
-MIN_ENDS = 24
-"""Columns that the pods' names keep on a brief line."""
+MIN_ENDS = 12
+"""Columns below which a brief line rather leaves the pods' names out."""
 
 
 class Brief(Tree):
@@ -128,9 +128,10 @@ class Brief(Tree):
         parts += [word for word in ("inferred", "incomplete") if word in record]
         time, took = clock(record["time"]), f"{span(record['duration_ns']):>8}"
         told = " ".join(part for part in parts if part)
-        # What was told last, why it died, counts for more than the pods' full names.
+        # The packet and why it died count for more than the pods' full names.
         room = self._terminal.columns - len(f"{time} {record['verdict']:<9} {took} ")
-        pods = cut(ends(record), max(room - len(told) - 1, MIN_ENDS))
+        left = room - len(told) - 1
+        pods = cut(ends(record), left) if left >= MIN_ENDS else ""
         rest = cut(" ".join(part for part in (pods, told) if part), room)
         return [f"{time} {verdict} {took} {rest}"]
 
