@@ -111,29 +111,38 @@ class Tree:
 
 
 MIN_ENDS = 12
-"""Columns below which a brief line rather leaves the pods' names out."""
+"""Columns below which a brief line rather leaves pods or NAT out."""
 
 
 class Brief(Tree):
     """One line a packet."""
 
     def _packet(self, record: Record) -> list[str]:
-        colour = _COLOURS.get(record["verdict"], "")
-        verdict = self._terminal.paint(f"{record['verdict']:<9}", colour)
-        parts = [record.get("packet", ""), *(f"as {text}" for text in translated(record))]
-        if "drop.reason" in record:
-            place = where(record)
-            known = place.removeprefix("pod ") in ends(record)  # the arrow names it
-            parts.append(record["drop.reason"] if known else f"{record['drop.reason']} in {place}")
-        parts += [word for word in ("inferred", "incomplete") if word in record]
+        verdict = f"{record['verdict']:<9}"
         time, took = clock(record["time"]), f"{span(record['duration_ns']):>8}"
-        told = " ".join(part for part in parts if part)
-        # The packet and why it died count for more than the pods' full names.
-        room = self._terminal.columns - len(f"{time} {record['verdict']:<9} {took} ")
-        left = room - len(told) - 1
-        pods = cut(ends(record), left) if left >= MIN_ENDS else ""
-        rest = cut(" ".join(part for part in (pods, told) if part), room)
-        return [f"{time} {verdict} {took} {rest}"]
+        packet, fate = record.get("packet", ""), _fate(record)
+        full = self._terminal.columns - len(f"{time} {verdict} {took} ")
+        # The packet and its fate count for more than NAT, and that for more than the pods' names.
+        room = full - len(f"{packet} {fate}")
+        nat = _fitting(" ".join(f"as {text}" for text in translated(record)), room - 1)
+        pods = _fitting(ends(record), room - len(nat) - 2)
+        words = cut(" ".join(filter(None, (pods, packet, nat, fate))), full)
+        painted = self._terminal.paint(verdict, _COLOURS.get(record["verdict"], ""))
+        return [f"{time} {painted} {took} {words}"]
+
+
+def _fate(record: Record) -> str:
+    """Why it died and where, unless the arrow between the pods names that; and what is unsure."""
+    words = [record["drop.reason"]] if "drop.reason" in record else []
+    place = where(record)
+    if words and place.removeprefix("pod ") not in ends(record):
+        words.append(f"in {place}")
+    return " ".join(words + [word for word in ("inferred", "incomplete") if word in record])
+
+
+def _fitting(text: str, room: int) -> str:
+    """`text` cut to `room`, or nothing where too little of it would be left."""
+    return cut(text, room) if room >= MIN_ENDS else ""
 
 
 class _Branches:
