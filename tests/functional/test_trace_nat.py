@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import pytest
 from lab import namespaces, rules, runner, ways
@@ -71,6 +72,23 @@ def service(back, version, port, target):
         node().run("nft", "delete", "table", family, rules.TABLE)
 
 
+@contextmanager
+def neighbour(pod, version):
+    """The node knows the pod's link address for sure, and has used it.
+
+    A bridged packet that DNAT turns to another port goes on through the bridge only then; to a
+    neighbour that is not confirmed it is sent by the bridge's own device (br_netfilter).
+    """
+    address = pod.ip4 if version == 4 else pod.ip6
+    link = json.loads(pod.where.ip("-j link show dev eth0"))[0]["address"]
+    node().ip(f"neigh replace {address} lladdr {link} dev {BRIDGE} nud permanent")
+    try:
+        meet(node(), pod.where, address)
+        yield
+    finally:
+        node().ip(f"neigh delete {address} dev {BRIDGE}")
+
+
 def ask(client, to, listener):
     """COUNT questions from one socket, each answered before the next; the client's port."""
     with client.where.socket(family_of(to[0]), socket.SOCK_DGRAM) as sender:
@@ -92,6 +110,8 @@ def through_service(cluster, packets, back, version):
     client, port, target = cluster.client, new_port(), new_port()
     with (
         service(back, version, port, target),
+        neighbour(client, version),
+        neighbour(back, version) if back is not client else nullcontext(),
         udp_listener(back.where, target, family_of(VIPS[version])) as listener,
     ):
         asked_from = ask(client, (VIPS[version], port), listener)
