@@ -321,61 +321,6 @@ static __always_inline void end_hop(struct sight *sight, struct hop_event *event
 	hops.ringbuf_submit(event, 0);
 }
 
-static __always_inline int same_address(const __u8 *one, const __u8 *other)
-{
-	return *(__u64 *)one == *(__u64 *)other && *(__u64 *)(one + 8) == *(__u64 *)(other + 8);
-}
-
-/*
- * A routing decision. The lookup does not name the packet: it is the one last told on this CPU, if
- * that has just been received there, to the same destination, and the route is its namespace's.
- * (What a process sends is routed before it is a packet.)
- */
-static __always_inline void route_hop(__u32 table, const __u8 *daddr,
-				      const struct fib_nh_common *nhc, int error)
-{
-	int slot = 0;
-	struct last_told *last = last_packets.lookup(&slot);
-	struct place place = {};
-	struct net_device *dev;
-	struct hop_event *event;
-
-	if (!last || !last->unrouted || !same_address(last->tuple.daddr, daddr) ||
-	    bpf_ktime_get_boot_ns() - last->time_ns > ROUTE_NS)
-		return;
-	dev = nhc ? READ(nhc->nhc_dev) : NULL;
-	if (device_place(dev, &place) && place.netns != last->netns)
-		return;
-	event = hops.ringbuf_reserve(sizeof(*event));
-	if (!event) {
-		lose(LOSS_HOPS);
-		return;
-	}
-	__builtin_memset(event, 0, sizeof(*event));
-	event->time_ns = bpf_ktime_get_boot_ns();
-	event->hop = HOP_ROUTE;
-	event->packet_id = last->packet_id;
-	event->skb = last->skb;
-	event->head = last->head;
-	event->netns = last->netns;
-	event->ifindex = last->ifindex;
-	event->bytes = last->bytes;
-	event->signature = last->signature;
-	event->tuple = last->tuple;
-	event->argument = table;
-	event->error = error;
-	if (nhc && !error) {
-		event->out_ifindex = place.ifindex;
-		if (READ(nhc->nhc_gw_family) == 2) {
-			__be32 gateway = READ(nhc->nhc_gw.ipv4);
-			mapped_address(event->gateway, &gateway);
-		} else if (READ(nhc->nhc_gw_family) == 10) {
-			bpf_probe_read_kernel(event->gateway, 16, &nhc->nhc_gw.ipv6);
-		}
-	}
-	hops.ringbuf_submit(event, 0);
-}
-
 /* What can be said of a packet on a device, its network header at `l3`. */
 static __always_inline void see(int typed, struct sk_buff *skb, struct net_device *dev, void *l3,
 				struct sight *sight)

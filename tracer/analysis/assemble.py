@@ -162,7 +162,9 @@ class Assembler:
             self._hops.append(_as_hops(drops[late], dtype))
         if not self._hops:
             return None
-        return np.concatenate(self._hops) if len(self._hops) > 1 else self._hops[0]
+        rows = _without_strays(np.concatenate(self._hops), now_ns, everything=everything)
+        self._hops = [rows] if len(rows) else []
+        return rows if len(rows) else None
 
     def _paths(self, rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray) -> list[Path]:
         order = branches.order(rows, ids)
@@ -246,6 +248,14 @@ def _as_hops(drops: np.ndarray, dtype: np.dtype[np.void]) -> np.ndarray:
     return hops
 
 
+def _without_strays(rows: np.ndarray, now_ns: int, *, everything: bool) -> np.ndarray:
+    """Leave out hops that only mean a packet, where that has been given back long ago."""
+    bare = branches.is_bare(rows["hop"])
+    alone = bare & ~np.isin(rows["packet_id"], rows["packet_id"][~bare])
+    old = (rows["time_ns"].astype(np.int64) < now_ns - QUIET_NS) | everything
+    return rows[~(alone & old)] if alone.any() else rows
+
+
 def _complete(
     rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray, now_ns: int
 ) -> NDArray[np.bool_]:
@@ -257,7 +267,8 @@ def _complete(
     index = np.flatnonzero(~branches.is_bare(rows["hop"]))
     index = index[np.lexsort((rows["time_ns"][index], rows["packet_id"][index]))]
     own = rows["packet_id"][index]
-    is_last = np.append(own[1:] != own[:-1], True)
+    is_last = np.ones(len(own), bool)
+    is_last[:-1] = own[1:] != own[:-1]
     last = index[is_last]
     hops, root = rows["hop"][last], ids[last]
     ended = branches.is_end(hops) & (rows["flags"][last] & FLAG.HOP_GONE > 0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COMMON = ("config.h", "kernel.h", "event.h", "skb.bpf.h", "maps.bpf.h", "select.bpf.h")
-PLANES = ("drop.bpf.h", "flow.bpf.h", "trace.bpf.h")
+PLANES = ("drop.bpf.h", "flow.bpf.h", "trace.bpf.h", "route.bpf.h")
 
 
 def splice(bpf: Path, programs: Iterable[str], pcap_match: str = "") -> str:

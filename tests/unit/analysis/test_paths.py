@@ -340,3 +340,12 @@ def test_retransmission_by_sequence_numbers():
     late.take(0, everything=True)
     late.add(rows(some[0]), no_drops())
     assert not late.take(0, everything=True)[0].retransmitted
+
+
+def test_a_route_of_a_packet_that_was_given_back_is_thrown_away():
+    """The only hop that waits tells nothing of its packet: nothing to show, nothing to keep."""
+    assembler = Assembler()
+    assembler.add(rows(hop(ROUTE, 5)), no_drops())
+    assert assembler.take(10) == []
+    assert assembler.take(10_000_000_000) == []
+    assert assembler._hops == []
