@@ -141,7 +141,7 @@ class Trace:
     def write(self, *, everything: bool = False) -> None:
         """Write the paths that are complete, or all that are left."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._assembler.note_losses(self._session.losses().get("hops", 0), now_ns)
+        self._assembler.note_losses(self._session.lost.get("hops", 0), now_ns)
         paths = self._assembler.take(now_ns, everything=everything)
         self.packets += len(paths)
         paths = [path for path in paths if self._wanted(path)]
@@ -175,7 +175,6 @@ class Trace:
 
     def summarise(self) -> None:
         """Write the latencies and the end record."""
-        self.tell_losses()
         lost = self._session.lost
         end = {"type": "end", "packets": self.packets, "shown": self.shown, "lost": lost}
         self._outputs.sink.write([*self._latency.records(), end])
@@ -203,11 +202,12 @@ def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
                 say(f"warning: {warning}")
         if trace.read():
             session.wait(PACE_S)
-        trace.write()
         trace.tell_losses()
+        trace.write()
     session.loaded.detach()
     cover.close()
     trace.read()
+    trace.tell_losses()
     trace.write(everything=True)
 
 
