@@ -13,13 +13,14 @@ LAYERS = {
     "__main__": {"cli"},
     "cli": {"", "commands", "errors"},
     "commands": {"", "session", "explaining", "nf_cover", "model", "layout", "errors"}
-    | {"kernel", "inventory", "analysis", "sinks", "recording"},
+    | {"kernel", "inventory", "netfilter", "analysis", "sinks", "recording"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
+    "netfilter": {"", "model", "errors"},
     "analysis": {"", "model", "layout", "errors"},
     "sinks": {"", "model", "layout", "errors", "files"},
     "recording": {"", "model", "layout", "errors", "files", "analysis"},

@@ -11,7 +11,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pyroute2.netns import setns
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from tracer.inventory.facts import View
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -98,13 +100,22 @@ def join_unknown(views: Mapping[int, View], handles: Mapping[int, str]) -> None:
 
 def open_events(path: str, inode: int) -> tuple[socket.socket, bool]:
     """Open a socket for the changes in one namespace and its neighbours (`rtnl.open_events`)."""
-    made: list[tuple[socket.socket, bool]] = []
+    return run_in(path, inode, rtnl.open_events)
 
-    def work() -> None:
+
+def run_in(path: str, inode: int, work: Callable[[], _Result]) -> _Result:
+    """What `work` returns, called in the namespace that `path` opens.
+
+    A socket that `work` makes belongs to that namespace for good. OSError where the namespace
+    has gone, or `path` now leads to another.
+    """
+    made: list[_Result] = []
+
+    def inside() -> None:
         _enter(path, inode)
-        made.append(rtnl.open_events())
+        made.append(work())
 
-    _in_thread(work)
+    _in_thread(inside)
     return made[0]
 
 
