@@ -195,6 +195,15 @@ static __always_inline struct last_told *told_last(const struct sight *sight)
 	return last && last->packet_id && last->skb == (__u64)sight->skb ? last : NULL;
 }
 
+/* Is what lies in a followed packet's memory still that packet? */
+static __always_inline int same_packet(const struct followed *known, const struct sight *sight,
+				       int may_begin)
+{
+	if (known->signature == sight->signature)
+		return may_begin != MUST_BEGIN;
+	return known->signature == inner_signature(sight);
+}
+
 /*
  * The packet, if it is followed or to be followed from here on; `flags` tells how it was known.
  * Nearly every packet is neither: what costs least is asked first, and headers are read once.
@@ -216,8 +225,7 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, i
 		fresh.packet_id = last->packet_id;
 		fresh.signature = last->signature;
 	}
-	if (fresh.packet_id &&
-	    (fresh.signature == sight->signature || fresh.signature == inner_signature(sight))) {
+	if (fresh.packet_id && same_packet(&fresh, sight, may_begin)) {
 		if (known)
 			return known;
 		*flags |= HOP_JOINED;

@@ -31,10 +31,14 @@ static __always_inline int netfilter_hop(struct bpf_nf_ctx *ctx, __u16 hop, int 
 
 int nf_enter(struct bpf_nf_ctx *ctx)
 {
-	/* What passes the other hooks has just been asked about at a device. */
 	__u32 hook = ctx->state->hook;
-	return netfilter_hop(ctx, HOP_NF_ENTER,
-			     hook == NF_INET_LOCAL_OUT ? MUST_BEGIN : hook == NF_INET_LOCAL_IN);
+	/* What passes the other hooks has just been asked about at a device. */
+	int may_begin = hook == NF_INET_LOCAL_IN ? MAY_BEGIN : MAY_NOT_BEGIN;
+
+	/* IPVS sends what it has received through OUTPUT: that came by a device. */
+	if (hook == NF_INET_LOCAL_OUT)
+		may_begin = ctx->skb->skb_iif ? MAY_BEGIN : MUST_BEGIN;
+	return netfilter_hop(ctx, HOP_NF_ENTER, may_begin);
 }
 
 int nf_leave(struct bpf_nf_ctx *ctx)

@@ -108,9 +108,13 @@ def test_count_ends_the_run(routed, cri_env):
 
 
 def test_slow(routed, cri_env):
-    """A queue that lets each packet wait makes slow ones; others are not shown."""
+    """A queue that lets each packet wait makes slow ones; others are not shown.
+
+    The machine may stop for a while at any hop: each record has to keep the promise, and the queue
+    has to be where nearly all of the time went.
+    """
     slow, fast = new_port(), new_port()
-    arguments = (f"udp port {slow} or udp port {fast}", "--slow", "20ms", "-o", "json")
+    arguments = (f"udp port {slow} or udp port {fast}", "--slow", "200ms", "-o", "json")
     with tracing(cri_env, *arguments) as live:
         deliver(routed, fast, COUNT)
         routed.router.ip("link set to-right txqueuelen 1000")
@@ -119,17 +123,24 @@ def test_slow(routed, cri_env):
             routed.router.run(
                 "tc", "qdisc", "add", "dev", "to-right", "root", "tbf", *limit.split()
             )
-            deliver(routed, slow, 151)
+            deliver(routed, slow, 101)
         finally:
             routed.router.run("tc", "qdisc", "del", "dev", "to-right", "root", check=False)
     found = packets(live)
-    assert 3 < len(found) < 151
+    waited_ns = sum(queued_ns(record) for record in found)
+    assert 3 < len([record for record in found if record["dst.port"] == slow]) < 101
+    assert live.records()[-1]["packets"] == COUNT + 101
     for record in found:
-        assert record["dst.port"] == slow
-        assert record["duration_ns"] > 20_000_000
-        waited = max(record["hops"], key=lambda hop: hop.get("delta_ns", 0))
-        assert waited["hook"] == "net_dev_start_xmit"
-        assert waited["interface.name"] == "to-right"
+        assert record["duration_ns"] > 200_000_000
+        assert ways.told(record) == full_way()
+    assert waited_ns > 0.8 * sum(record["duration_ns"] for record in found)
+
+
+def queued_ns(record):
+    """How long a packet waited in the queue of the router's `to-right`."""
+    place = ("to-right", "net_dev_start_xmit")
+    (hop,) = [hop for hop in record["hops"] if (hop["interface.name"], hop["hook"]) == place]
+    return hop["delta_ns"]
 
 
 def test_dropped_keeps_only_the_dead(cluster, cri_env):

@@ -15,11 +15,17 @@ FAMILIES = pytest.mark.parametrize("version", [4, 6])
 PORTS = "udp portrange 20001-29999 or tcp portrange 20001-29999"
 """Of everything that the tests send, and of no one else on this machine."""
 TCP_BYTES = 200_000
+IDENTICAL = 101
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made(cluster, routed):
+    """The cluster first: it sweeps away what a killed run left, and `routed` looks the same."""
 
 
 @pytest.fixture(scope="module")
-def trace(cluster, routed, cri_env):  # noqa: ARG001 - both topologies are there before it looks
-    """One `tracer trace` for the module."""
+def trace(_made, cri_env):
+    """One `tracer trace` for the module; both topologies are there before it looks."""
     with runner.running("trace", PORTS, "-o", "json", env=cri_env) as live:
         yield live
         done = live.stop()
@@ -117,6 +123,23 @@ def test_routed_without_a_bridge(routed, packets, version):
     for record in found:
         ways.check(record, way, "delivered")
         assert any("64 → 63" in x for x in ways.changes(record, "trt-router", forward)), record
+
+
+def test_identical_packets(routed, packets):
+    """The same bytes again, in the same memory: each is a packet of its own."""
+    left, right, port = routed.left, routed.right, new_port()
+    with (
+        udp_listener(right.where, port) as listener,
+        left.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        for _ in range(IDENTICAL):
+            sender.sendto(b"the same", (right.ip4, port))
+            listener.recv(100)
+        found = packets.expect(IDENTICAL, udp(left.ip4, right.ip4, port))
+    through = ways.forwarded("trt-router", ("to-left", "to-right"))
+    for record in found:
+        way = ways.sent("trt-left") + through + ways.received("trt-right")
+        ways.check(record, way, "delivered")
 
 
 def test_tcp_with_large_segments(cluster, packets):

@@ -7,6 +7,7 @@ that a reader freed the packet: some do it where no tracepoint tells.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,9 +88,15 @@ def nf(version: int, *hooks: str) -> tuple[str, ...]:
     return tuple(f"nf {'ip' if version == 4 else 'ip6'} {hook}" for hook in hooks)
 
 
+def follows(record: Record, way: list[str]) -> None:
+    """The packet's hops are exactly those of `way`."""
+    found = told(record)
+    assert found == way, "\n".join([record["packet"], *difflib.ndiff(way, found)])
+
+
 def check(record: Record, way: list[str], verdict: str) -> None:
     """One packet: its way hop by hop, its verdict, no hop of another packet, nothing in doubt."""
-    assert told(record) == way, record["packet"]
+    follows(record, way)
     assert record["verdict"] == verdict, record
     assert "inferred" not in record, record
     assert "incomplete" not in record, record
