@@ -70,25 +70,17 @@ def require_root() -> None:
         raise TracerError("not root: BPF programs cannot be loaded", "run it with sudo")
 
 
-class Session:
-    """One loaded program, its node, its selection and its reasons to stop.
+class Run:
+    """A command that goes on: one instance, its node, and its reasons to stop.
 
-    A context manager: on leaving it, everything is given back to the kernel.
+    A context manager. `scan` and then `begin` come before everything else.
     """
 
     def __init__(
-        self,
-        command: str,
-        program: Program,
-        selection: PodSelection,
-        limits: Limits,
-        *,
-        concurrent: bool = False,
+        self, command: str, selection: PodSelection, limits: Limits, *, concurrent: bool = False
     ) -> None:
-        """Claim, load, and scan the node meanwhile; raises TracerError for what stops it."""
-        require_root()
+        """Claim the command and its signals; TracerError where it runs already."""
         self.command, self.selection, self.limits = command, selection, limits
-        self._deferred = program.deferred
         self._claim = None if concurrent else instance.claim(command)
         self._stopping = False
         self._wake_read, self._wake_write = socket.socketpair()
@@ -100,32 +92,31 @@ class Session:
         }
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self.inventory = Inventory()
-        node_netns = {"NODE_NETNS": f"{self.inventory.netns}U"}
-        loader = Loader(replace(program, defines={**program.defines, **node_netns}))
-        try:
-            self.inventory.scan()
-            check_selection(selection, self.inventory.node)
-            self.symbols = Symbols()
-            self.loaded: Loaded = loader.wait()
-        except BaseException:
-            loader.cancel()
-            self._release()
-            raise
         self._started_s = time.monotonic()
-        self._pushed_version = -1
+        self._seen_version = -1
         self._told: frozenset[str] = frozenset()
-        self.lost: dict[str, int] = {}
-        self._offset_ns = wall_offset_ns()
-        self.push_selection()
+
+    def scan(self) -> None:
+        """Look at the node; TracerError unless a pod of it was selected."""
+        self.inventory.scan()
+        check_selection(self.selection, self.inventory.node)
+
+    def begin(self) -> None:
+        """Follow the node from now on; the duration begins."""
+        self._started_s = time.monotonic()
+        self._seen_version = self.inventory.node.version
         self.inventory.start(on_change=lambda _node: self.wake())
 
-    def __enter__(self) -> Session:  # noqa: PYI034 - typing.Self is 3.11's
+    def close(self) -> None:
+        """Stop following, and give the signals and the claim back."""
+        self.inventory.stop()
+        self._release()
+
+    def __enter__(self) -> Run:  # noqa: PYI034 - typing.Self is 3.11's
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.loaded.close()
-        self.inventory.stop()
-        self._release()
+        self.close()
 
     def _release(self) -> None:
         signal.set_wakeup_fd(-1)
@@ -173,9 +164,80 @@ class Session:
                 epoll.poll(max(0.0, min(timeout_s, self.left_s)))
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
-        if self.inventory.node.version != self._pushed_version:
-            self.push_selection()
-            self._tell_warnings()
+        if self.inventory.node.version != self._seen_version:
+            self._seen_version = self.inventory.node.version
+            self.on_node()
+            self.tell_warnings()
+
+    def on_node(self) -> None:
+        """What is to be done when the node has changed."""
+
+    def tell_warnings(self) -> None:
+        """Say which of the inventory's sources failed since the last look, and which are back."""
+        warnings = frozenset(self.inventory.node.warnings)
+        for warning in sorted(warnings - self._told):
+            say(f"warning: {warning}")
+        for warning in sorted(self._told - warnings):
+            say(f"over: {warning}")
+        self._told = warnings
+
+    def ready(self, by: str, ready_file: Path | None) -> None:
+        """Say that tracing has begun, and by what; make the file that scripts wait for."""
+        say(f"tracing {self.command} on {self.inventory.node.name}: {by}; Ctrl-C ends")
+        if ready_file:
+            try:
+                ready_file.write_text("ready\n")
+            except OSError as error:
+                raise TracerError(
+                    f"ready file {ready_file}: {error.strerror}", "name a writable path"
+                ) from error
+
+
+class Session(Run):
+    """A run with a loaded program: keeps the kernel's selection true, counts its losses.
+
+    A context manager: on leaving it, everything is given back to the kernel.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        program: Program,
+        selection: PodSelection,
+        limits: Limits,
+        *,
+        concurrent: bool = False,
+    ) -> None:
+        """Claim, load, and scan the node meanwhile; raises TracerError for what stops it."""
+        require_root()
+        super().__init__(command, selection, limits, concurrent=concurrent)
+        self._deferred = program.deferred
+        node_netns = {"NODE_NETNS": f"{self.inventory.netns}U"}
+        loader = Loader(replace(program, defines={**program.defines, **node_netns}))
+        try:
+            self.scan()
+            self.symbols = Symbols()
+            self.loaded: Loaded = loader.wait()
+        except BaseException:
+            loader.cancel()
+            self._release()
+            raise
+        self.lost: dict[str, int] = {}
+        self._offset_ns = wall_offset_ns()
+        self.push_selection()
+        self.begin()
+
+    def __enter__(self) -> Session:  # noqa: PYI034 - typing.Self is 3.11's
+        return self
+
+    def close(self) -> None:
+        """Give the kernel everything back, and end the run."""
+        self.loaded.close()
+        super().close()
+
+    def on_node(self) -> None:
+        """Tell the kernel of the pods that have come and gone."""
+        self.push_selection()
 
     # The kernel's side
 
@@ -192,7 +254,6 @@ class Session:
         self.fill("pod_addresses", "V16", wanted.addresses)
         self.fill("pod_places", "<u8", wanted.places)
         self.fill("selected_cgroups", "<u8", dict.fromkeys(wanted.cgroups, 1))
-        self._pushed_version = node.version
 
     def fill(self, name: str, key: str, wanted: Mapping[Any, int]) -> None:
         """Make a hash map with 32-bit values hold just `wanted`; says what does not fit.
@@ -243,20 +304,11 @@ class Session:
         self.lost = losses
         return {source: count for source, count in new.items() if count}
 
-    def _tell_warnings(self) -> None:
-        """Say which of the inventory's sources failed since the last look, and which are back."""
-        warnings = frozenset(self.inventory.node.warnings)
-        for warning in sorted(warnings - self._told):
-            say(f"warning: {warning}")
-        for warning in sorted(self._told - warnings):
-            say(f"over: {warning}")
-        self._told = warnings
-
     def announce(self, ready_file: Path | None) -> None:
         """Say how each hook attached, what is missing, and that tracing has begun."""
         for warning in self.loaded.warnings:
             say(f"warning: {warning}")
-        self._tell_warnings()
+        self.tell_warnings()
         if not len(self.symbols):
             say("warning: /proc/kallsyms hides addresses: functions and hooks are not named")
         for missing in self.loaded.missing:
@@ -268,11 +320,4 @@ class Session:
             f"{way.hook} ({way.way}{', where needed' if way.hook in self._deferred else ''})"
             for way in self.loaded.attached
         )
-        say(f"tracing {self.command} on {self.inventory.node.name}: {hooks}; Ctrl-C ends")
-        if ready_file:
-            try:
-                ready_file.write_text("ready\n")
-            except OSError as error:
-                raise TracerError(
-                    f"ready file {ready_file}: {error.strerror}", "name a writable path"
-                ) from error
+        self.ready(hooks, ready_file)
