@@ -11,7 +11,7 @@
  *   SAMPLE              follow one packet of so many
  *   FIRST_PACKETS       follow so many packets of each flow
  *   SELECT_TCP_FLAGS    follow TCP packets with one of these flags
- *   IPHDR_BTF_ID        with TCPHDR_BTF_ID: types for bpf_rdonly_cast, where the kernel has it
+ *   SK_BUFF_BTF_ID      the type window() gives bpf_rdonly_cast, where the kernel has it
  *   DROP_REASON         kfree_skb tells a reason (since 5.17, c504e5c2f964)
  *   DROP_RX_SK          kfree_skb tells the receiving socket (since 6.11, ba8de796baf4)
  *   SELECT_PODS         only packets of the places, addresses and cgroups in the maps selected_*

@@ -174,17 +174,21 @@ struct flow_key {
 	__u32 direction; /* enum direction */
 };
 
-/* The same for IPv4, where a smaller key is a cheaper one. */
+/*
+ * The same for IPv4, in the words in which the packet has it: addresses and ports lie as in its
+ * headers, direction and pad where these have TTL and checksum. ICMP's type and code are sport's
+ * two bytes.
+ */
 struct flow4_key {
 	__u32 netns;
 	__u32 ifindex;
+	__u8 direction;
+	__u8 protocol;
+	__u16 pad;
 	__u8 saddr[4];
 	__u8 daddr[4];
-	__u16 sport;
-	__u16 dport;
-	__u8 protocol;
-	__u8 direction;
-	__u16 pad;
+	__be16 sport;
+	__be16 dport;
 };
 
 struct flow_count {

@@ -51,7 +51,8 @@ static __always_inline void count_packet(struct flow_count *count, __u32 bytes, 
 	}
 	count->packets += 1;
 	count->bytes += bytes;
-	count->tcp_flags |= tcp_flags;
+	if (tcp_flags)
+		count->tcp_flags |= tcp_flags;
 }
 
 /* Move what a cache slot holds into the map. */
@@ -60,7 +61,7 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 	struct flow_other_key other = {.netns = cached->key.netns,
 				       .ifindex = cached->key.ifindex,
 				       .direction = cached->key.direction};
-	struct flow4_key key = cached->key;
+	struct flow4_key key __attribute__((aligned(8))) = cached->key;
 	struct flow_count *count = NULL;
 	int slot = 0;
 	void *map = flows4.lookup(&slot);
@@ -79,43 +80,41 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 	count->tcp_flags |= cached->count.tcp_flags;
 }
 
-/* In the pieces the key was written in: reading it in larger ones would wait for the writes. */
-static __always_inline int same_flow(const struct flow4_key *one, const struct flow4_key *other)
+/* A flow4_key in registers: its place, protocol and sender, and receiver and ports. */
+struct flow4_words {
+	__u64 place;
+	__u64 sender;
+	__u64 receiver;
+};
+_Static_assert(sizeof(struct flow4_words) == sizeof(struct flow4_key), "one layout");
+
+static __always_inline __u32 flow_slot(const struct flow4_words *flow)
 {
-	const __u32 *a = (void *)one, *b = (void *)other;
+	__u64 hash = (flow->sender ^ flow->place) * 0x9e3779b97f4a7c15ULL;
 
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] &&
-	       one->sport == other->sport && one->dport == other->dport &&
-	       one->protocol == other->protocol && one->direction == other->direction;
-}
-
-static __always_inline __u32 flow_slot(const struct flow4_key *key)
-{
-	const __u32 *words = (void *)key;
-	__u64 hash = words[0] ^ words[1] ^ (__u64)words[2] << 16 ^ (__u64)words[3] << 32;
-
-	hash ^= (__u64)key->sport << 8 ^ (__u64)key->dport << 24 ^ key->protocol ^
-		(__u64)key->direction << 60;
-	return (hash * 0x9e3779b97f4a7c15ULL) >> 40 & (FLOW_SLOTS - 1);
+	return ((hash >> 32) ^ flow->receiver) * 0x9e3779b97f4a7c15ULL >> 40 & (FLOW_SLOTS - 1);
 }
 
 /* Most packets belong to a flow that this CPU has just counted: no hash table for those. */
-static __always_inline void count_ipv4(const struct flow4_key *key, __u32 bytes, __u8 tcp_flags)
+static __always_inline void count_ipv4(const struct flow4_words *flow, __u32 bytes, __u8 tcp_flags)
 {
 	struct flow_count fresh = {};
 	struct cached_flow *cached;
+	struct flow4_words *known;
 	__u32 slot = 0, *generation = flow_generation.lookup(&slot);
 
-	slot = flow_slot(key);
+	slot = flow_slot(flow);
 	if (generation && *generation)
 		slot += FLOW_SLOTS;
 	cached = flow_cache.lookup(&slot);
 	if (!cached)
 		return;
-	if (!same_flow(&cached->key, key)) {
+	known = (void *)&cached->key;
+	if (known->receiver != flow->receiver || known->sender != flow->sender ||
+	    known->place != flow->place) {
 		if (cached->count.packets)
 			flush_slot(cached);
-		cached->key = *key;
+		*known = *flow;
 		cached->count = fresh;
 	}
 	count_packet(&cached->count, bytes, tcp_flags);
@@ -139,34 +138,35 @@ static __always_inline void count_any(struct flow_key *flow, __u32 bytes, __u8 t
 
 /*
  * The key of an IPv4 packet without options that is no fragment, straight from its headers: where
- * the kernel lets us see them as structs (bpf_rdonly_cast), by plain loads that read 0 on a fault.
+ * the kernel lets us look through a window, by four loads. `flow` has its place.
  */
-static __always_inline int read_flow4(int typed, void *l3, struct flow4_key *key, __u8 *tcp_flags)
+static __always_inline int read_flow4(int typed, const void *l3, __u32 direction,
+				      struct flow4_words *flow, __u8 *tcp_flags)
 {
-	__u8 header[20 + 16];
-	void *ip = header, *l4 = header + 20;
+	__u64 copy[5];
+	const void *ip = copy;
+	__u8 protocol;
 
-#ifdef IPHDR_BTF_ID
-	if (typed) {
-		ip = bpf_rdonly_cast_(l3, IPHDR_BTF_ID);
-		l4 = bpf_rdonly_cast_(l3 + 20, TCPHDR_BTF_ID);
-	} else
+#ifdef SK_BUFF_BTF_ID
+	if (typed)
+		ip = window(l3);
+	else
 #endif
-		if (bpf_probe_read_kernel(header, sizeof(header), l3))
+		if (bpf_probe_read_kernel(copy, sizeof(copy), l3))
 		return 0;
-	if (*(__u8 *)ip != 0x45 || *(__u16 *)(ip + 6) & bpf_htons(IPV4_FRAGMENT_OFFSET))
+	/* Version and header length, and no fragment offset. */
+	if ((*(__u64 *)ip & 0xff1f0000000000ffULL) != 0x45)
 		return 0;
-	key->protocol = *(__u8 *)(ip + 9);
-	*(__u32 *)key->saddr = *(__u32 *)(ip + 12);
-	*(__u32 *)key->daddr = *(__u32 *)(ip + 16);
-	if (has_ports(key->protocol)) {
-		key->sport = bpf_ntohs(*(__u16 *)l4);
-		key->dport = bpf_ntohs(*(__u16 *)(l4 + 2));
-	} else if (key->protocol == IPPROTO_ICMP) {
-		key->sport = *(__u16 *)l4 & 0xff;
-		key->dport = *(__u16 *)l4 >> 8;
-	}
-	*tcp_flags = key->protocol == IPPROTO_TCP ? *(__u16 *)(l4 + 12) >> 8 : 0;
+	flow->sender = *(__u64 *)(ip + 8);
+	flow->receiver = *(__u64 *)(ip + 16);
+	protocol = flow->sender >> 8;
+	flow->sender = (flow->sender & 0xffffffff0000ff00ULL) | direction;
+	if (protocol == IPPROTO_TCP)
+		*tcp_flags = *(__u8 *)(ip + 33);
+	else if (protocol == IPPROTO_ICMP)
+		flow->receiver &= 0xffffffffffffULL;
+	else if (!has_ports(protocol))
+		flow->receiver &= 0xffffffffULL;
 	return 1;
 }
 
@@ -192,26 +192,30 @@ static __always_inline int is_pair(const struct net_device *dev, __u32 ifindex)
 
 /* Count a packet of `bytes` from `l3` on, at a device of a pod or at the node's end of its pair. */
 static __always_inline void flow_packet(int typed, const struct sk_buff *skb, const void *l3,
-					__u32 bytes, struct flow_key *key)
+					__u32 bytes, struct place place, __u32 direction)
 {
-	struct flow4_key key4 = {
-		.netns = key->netns, .ifindex = key->ifindex, .direction = key->direction};
-	__u32 linear_bytes;
+	__u16 protocol = LOAD(skb->protocol);
+	__u32 linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
 	__u8 tcp_flags = 0;
 
 #ifdef SELECT_PODS
-	if (!place_selected(key->netns, key->ifindex))
+	if (!place_selected(place.netns, place.ifindex))
 		return;
 #endif
-	key->tuple.ethertype = bpf_ntohs(LOAD(skb->protocol));
-	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
-	if (key->tuple.ethertype == ETH_P_IP && linear_bytes >= 20 + 16 &&
-	    read_flow4(typed, (void *)l3, &key4, &tcp_flags)) {
-		count_ipv4(&key4, bytes, tcp_flags);
-		return;
+	if (protocol == bpf_htons(ETH_P_IP) && linear_bytes >= 20 + 16) {
+		struct flow4_words flow = {.place = place.netns | (__u64)place.ifindex << 32};
+
+		if (read_flow4(typed, l3, direction, &flow, &tcp_flags)) {
+			count_ipv4(&flow, bytes, tcp_flags);
+			return;
+		}
 	}
-	tcp_flags = read_tuple(l3, linear_bytes, &key->tuple, NULL);
-	count_any(key, bytes, tcp_flags);
+	struct flow_key key = {
+		.netns = place.netns, .ifindex = place.ifindex, .direction = direction};
+
+	key.tuple.ethertype = bpf_ntohs(protocol);
+	tcp_flags = read_tuple(l3, linear_bytes, &key.tuple, NULL);
+	count_any(&key, bytes, tcp_flags);
 }
 
 /*
@@ -223,20 +227,19 @@ static __always_inline void flow_xmit(int typed, const struct sk_buff *skb,
 				      const struct net_device *dev, const void *l3)
 {
 	const struct net *net = LOAD(dev->nd_net.net);
-	struct flow_key key = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
+	struct place place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
+	__u32 direction = DIRECTION_EGRESS;
 
-	if (key.netns == NODE_NETNS) {
-		if (!is_pair(dev, key.ifindex))
+	if (place.netns == NODE_NETNS) {
+		if (!is_pair(dev, place.ifindex))
 			return;
-		key.direction = DIRECTION_INGRESS;
-	} else {
-		if (LOAD(dev->flags) & IFF_LOOPBACK)
-			return;
-		key.direction = DIRECTION_EGRESS;
+		direction = DIRECTION_INGRESS;
+	} else if (LOAD(dev->flags) & IFF_LOOPBACK) {
+		return;
 	}
 	/* skb->data is at the link header here: len counts it, bytes must not. */
 	flow_packet(typed, skb, l3, LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data)),
-		    &key);
+		    place, direction);
 }
 
 /* What a pod receives by a device whose other end is not on the node: macvlan, a physical one. */
@@ -245,13 +248,11 @@ static __always_inline void flow_receive(int typed, const struct sk_buff *skb,
 {
 	const struct net *net = LOAD(dev->nd_net.net);
 	struct place place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
-	struct flow_key key = {
-		.netns = place.netns, .ifindex = place.ifindex, .direction = DIRECTION_INGRESS};
 
 	if (place.netns == NODE_NETNS || !unpaired_places.lookup(&place))
 		return;
 	/* The network header is not set yet; data stands where it will be. */
-	flow_packet(typed, skb, LOAD(skb->data), LOAD(skb->len), &key);
+	flow_packet(typed, skb, LOAD(skb->data), LOAD(skb->len), place, DIRECTION_INGRESS);
 }
 
 #endif

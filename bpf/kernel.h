@@ -8,7 +8,7 @@
  * bpf_rdonly_cast (6.2: a35b9af4ec2c): a kernel address as a read-only struct, for no instruction at
  * all. bcc knows no kernel functions: the loader turns calls of this number into calls of it.
  */
-#ifdef IPHDR_BTF_ID
+#ifdef SK_BUFF_BTF_ID
 static void *(*bpf_rdonly_cast_)(const void *address,
 				 unsigned int btf_id) = (void *)RDONLY_CAST_CALL;
 #endif

@@ -45,6 +45,21 @@
  */
 #define LOAD(expression) (typed ? (expression) : READ(expression))
 
+#ifdef SK_BUFF_BTF_ID
+/*
+ * WINDOW_BYTES from any kernel address on, for plain loads of any size that read 0 on a fault:
+ * we tell the verifier that there is an skb whose control block (an array of bytes, in which it
+ * lets us read as we like) begins there.
+ */
+#define WINDOW_BYTES 48
+static __always_inline const void *window(const void *from)
+{
+	const __u64 offset = __builtin_offsetof(struct sk_buff, cb);
+
+	return bpf_rdonly_cast_(from - offset, SK_BUFF_BTF_ID) + offset;
+}
+#endif
+
 /* Copy the first of `bytes`, at most `room`; returns how many. */
 static __always_inline __u32 copy_packet(__u8 *to, __u32 room, const void *from, __u64 bytes)
 {

@@ -13,6 +13,7 @@ TYPES = "".join(
     for name, c in (
         ("__u8", "unsigned char"),
         ("__u16", "unsigned short"),
+        ("__be16", "unsigned short"),
         ("__u32", "unsigned int"),
         ("__u64", "unsigned long long"),
         ("__s32", "int"),

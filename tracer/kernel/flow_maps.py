@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tracer.kernel.loader import Loaded
 
 ETH_P_IP = 0x0800
+IPPROTO_ICMP = 1
 
 
 class Generations:
@@ -111,6 +112,8 @@ def _widened(keys4: np.ndarray) -> np.ndarray:
     flow["ethertype"] = ETH_P_IP
     for name in ("sport", "dport", "protocol"):
         flow[name] = keys4[name]
+    icmp = keys4["protocol"] == IPPROTO_ICMP
+    flow["sport"][icmp], flow["dport"][icmp] = np.divmod(keys4["sport"][icmp], 256)
     for name in ("saddr", "daddr"):
         flow[name][:, 10:12] = 0xFF
         flow[name][:, 12:] = keys4[name]

@@ -76,8 +76,7 @@ class RdonlyCast:
     """BTF ids in vmlinux for `bpf_rdonly_cast` (6.2: a35b9af4ec2c), a call that costs nothing."""
 
     function: int
-    iphdr: int
-    tcphdr: int
+    sk_buff: int
 
     def resolve(self, instructions: bytes) -> bytes:
         """Turn calls of the stand-in RDONLY_CAST_CALL into calls of the kernel's function."""
@@ -102,8 +101,7 @@ def rdonly_cast() -> RdonlyCast | None:
         return None
     kinds = (
         (b"bpf_rdonly_cast", BTF_KIND_FUNC),
-        (b"iphdr", BTF_KIND_STRUCT),
-        (b"tcphdr", BTF_KIND_STRUCT),
+        (b"sk_buff", BTF_KIND_STRUCT),
     )
     ids = [lib.btf__find_by_name_kind(btf, name, kind) for name, kind in kinds]
     lib.btf__free(btf)

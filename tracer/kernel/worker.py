@@ -63,7 +63,7 @@ def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[s
     if types.origin == "headers":
         defines["KERNEL_HEADERS"] = "1"
     elif cast := libbpf.rdonly_cast():
-        defines["IPHDR_BTF_ID"], defines["TCPHDR_BTF_ID"] = str(cast.iphdr), str(cast.tcphdr)
+        defines["SK_BUFF_BTF_ID"] = str(cast.sk_buff)
         defines["RDONLY_CAST_CALL"] = str(libbpf.RDONLY_CAST_CALL)
     return ["-Wno-everything"] + [f"-D{name}={text or 1}" for name, text in defines.items()]
 
