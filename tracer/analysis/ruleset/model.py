@@ -32,6 +32,7 @@ class Body:
     source: str | Sequence[Any]
     """A line of iptables-save without its counters (`-A INPUT -p tcp -j DROP`), or the
     expressions of libnftables' JSON."""
+    comment: str = ""
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What was already worked out of it: never read it, call `steps.steps`."""
 
@@ -48,11 +49,15 @@ class Rule:
     handle: int
     """nf_tables' handle, unique in its table; 0 where it has none (legacy) or it was not read."""
     body: Body
-    comment: str = ""
     packets: int | None = None
     """Of its counter; None where it does not count."""
     bytes: int | None = None
     backend: str = NFT
+
+    @property
+    def comment(self) -> str:
+        """Its author's, empty for none."""
+        return self.body.comment
 
     @property
     def text(self) -> str:

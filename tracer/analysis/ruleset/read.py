@@ -1,0 +1,106 @@
+"""What the tools print of a namespace's rules → a `Ruleset`, and again, and again.
+
+A `Reader` remembers what it read: a table whose text is the same is not read again, and of
+one that changed only rules that are new are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, TypeVar
+
+from tracer.analysis.ruleset import ipset_save, nft_json, xt_save
+from tracer.analysis.ruleset.model import XT_LEGACY, XT_NFT, Ruleset, Table, TableKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+Place = tuple[str, str]
+"""(family, table)."""
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What the tools printed, in one network namespace; empty for what there is not."""
+
+    nft: bytes = b""
+    """`nft -a -j list ruleset`."""
+    iptables: str = ""
+    """`iptables-nft-save -c` (iptables-save, where it says `(nf_tables)`)."""
+    ip6tables: str = ""
+    iptables_legacy: str = ""
+    """`iptables-legacy-save -c`."""
+    ip6tables_legacy: str = ""
+    ipset: str = ""
+    """`ipset save`."""
+
+
+class Reader:
+    """Reads one namespace's rules time after time. Does no I/O."""
+
+    def __init__(self) -> None:
+        self._tables: dict[TableKey, Table] = {}
+        self._made: dict[bytes, object] = {}
+        """By the digest of the text that it was made from: of the last reading only."""
+        self._making: dict[bytes, object] = {}
+
+    def read(self, texts: Texts) -> Ruleset:
+        """All tables; TracerError where a text is not what its tool prints."""
+        self._making = {}
+        sections = {nft_json.place(section): section for section in nft_json.sections(texts.nft)}
+        tables = {table.key: table for table in self._xt_tables(texts, sections)}
+        for (family, name), section in sections.items():
+            if (family, name, False) not in tables:
+                table = self._once(section, partial(self._nft_table, (family, name), section))
+                tables[table.key] = table
+        text = texts.ipset
+        sets = self._once(text.encode(), lambda: ipset_save.sets(text))
+        self._tables, self._made = tables, self._making
+        return Ruleset(tables, sets, tuple(_torn(tables, nft_was_read=bool(texts.nft))))
+
+    def _xt_tables(self, texts: Texts, nft: Mapping[Place, bytes]) -> Iterator[Table]:
+        for backend, family, text in (
+            (XT_NFT, "ip", texts.iptables),
+            (XT_NFT, "ip6", texts.ip6tables),
+            (XT_LEGACY, "ip", texts.iptables_legacy),
+            (XT_LEGACY, "ip6", texts.ip6tables_legacy),
+        ):
+            for name, lines in xt_save.sections(text):
+                section = nft.get((family, name), b"") if backend == XT_NFT else b""
+                origin = f"{backend} {family} {name}\n{lines}".encode() + section
+                make = partial(self._xt_table, (family, name), lines, section, backend)
+                yield self._once(origin, make)
+
+    def _xt_table(self, place: Place, lines: str, section: bytes, backend: str) -> Table:
+        outline = self._once(section, lambda: nft_json.outline(section)) if section else None
+        known = self._tables.get((*place, backend == XT_LEGACY))
+        bodies = xt_save.bodies(known) if known else {}
+        return xt_save.table(*place, lines, bodies, outline, backend)
+
+    def _nft_table(self, place: Place, section: bytes) -> Table:
+        known = self._tables.get((*place, False))
+        return nft_json.table(section, known)
+
+    def _once(self, text: bytes, make: Callable[[], _Made]) -> _Made:
+        """What `make` makes of `text`, or made of it at the last reading."""
+        digest = blake2b(text, digest_size=16).digest()
+        made = self._made.get(digest)
+        self._making[digest] = made = make() if made is None else made
+        return made  # type: ignore[return-value] # the digest covers what tells kinds apart
+
+
+def _torn(tables: Mapping[TableKey, Table], *, nft_was_read: bool) -> Iterator[str]:
+    """Warnings of iptables-nft tables whose two readings are not of one moment."""
+    for table in tables.values():
+        chains = xt_save.unjoined(table)
+        if chains and nft_was_read:
+            listed = ", ".join(chains[:3]) + (", …" if len(chains) > 3 else "")  # noqa: PLR2004
+            yield (
+                f"{table.family} {table.name}: rules changed while they were read: no handles "
+                f"in {listed}"
+            )
+        elif chains:
+            yield f"{table.family} {table.name}: nft was not read: its rules have no handles"
