@@ -11,8 +11,10 @@ PACKAGE = Path(__file__).parents[2] / "tracer"
 LAYERS = {
     # layer: the layers of tracer that it may import, besides itself
     "__main__": {"cli"},
-    "cli": {"", "commands", "errors"},
-    "commands": {"", "session", "explaining", "nf_cover", "model", "layout", "errors"}
+    "cli": {"", "commands", "config", "errors"},
+    "config": {"errors"},
+    "commands": {"", "session", "explaining", "nf_cover", "notify", "errors"}
+    | {"model", "flow_table", "layout"}
     | {"kernel", "inventory", "netfilter", "analysis", "sinks", "recording"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
@@ -21,12 +23,14 @@ LAYERS = {
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
     "netfilter": {"", "model", "errors"},
-    "analysis": {"", "model", "layout", "errors"},
-    "sinks": {"", "model", "layout", "errors", "files"},
+    "analysis": {"", "model", "flow_table", "layout", "errors"},
+    "sinks": {"", "model", "flow_table", "layout", "errors", "files"},
     "recording": {"", "model", "layout", "errors", "files", "analysis"},
     "files": {"errors"},
     "instance": {"errors"},
     "layout": {"errors"},
+    "notify": {"errors"},
+    "flow_table": {"model", "errors"},
     "model": set(),
     "errors": set(),
     "": set(),

@@ -1,4 +1,4 @@
-"""Flow counts and flow drops of one interval → flat records (docs/formats.md), in columns."""
+"""Flow counts as the kernel's maps hold them: summed, and moved to where they belong."""
 
 from __future__ import annotations
 
@@ -6,22 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.addresses import address_bytes
-from tracer.analysis.conntrack import tuple_fields
-from tracer.analysis.drops import (
-    DIRECTIONS,
-    direction_by_address,
-    end_fields,
-    place_fields,
-    pod_fields,
-)
-from tracer.analysis.packet import network_type, tcp_flags
-from tracer.analysis.selection import owner
-from tracer.analysis.time import format_time
-
 if TYPE_CHECKING:
-    from tracer.analysis.drops import Context
-    from tracer.model import Node, Record
+    from tracer.model import Node
 
 KNOWN, UNKNOWN, NODE_ONLY = range(3)
 
@@ -80,116 +66,3 @@ def unpaired_places(node: Node) -> frozenset[tuple[int, int]]:
         and device.name != "lo"
         and not (device.peer and device.peer[0] == node.netns)
     )
-
-
-def flow_records(keys: np.ndarray, counts: np.ndarray, context: Context) -> list[Record]:
-    """Packets that crossed pod devices: `keys` (n,) flow_key, `counts` (n,) flow_count, in rows."""
-    keys, totals = sum_flows(keys, counts)
-    order = np.argsort(totals["first_ns"], kind="stable")
-    return [_flow(keys[index], totals[index], context) for index in order]
-
-
-def _flow(key: np.void, total: np.void, context: Context) -> Record:
-    offset_ns = context.wall_offset_ns
-    record: Record = {
-        "type": "flow",
-        "time": format_time(int(total["first_ns"]) + offset_ns),
-        "end_time": format_time(int(total["last_ns"]) + offset_ns),
-    }
-    packet = _packet(key)
-    record.update(_charge(key, packet, context, packet.get("src.address", "")))
-    record["verdict"] = "forwarded"
-    record.update(packet)
-    record["packets"], record["bytes"] = int(total["packets"]), int(total["bytes"])
-    if packet.get("transport") == "tcp":
-        record["tcp.flags"] = tcp_flags(int(total["tcp_flags"]))
-    record.update(place_fields(context.node, int(key["netns"]), int(key["ifindex"])))
-    return record
-
-
-def _packet(key: np.void) -> Record:
-    flow = key["tuple"]
-    packet: Record = {"network.type": network_type(int(flow["ethertype"]))}
-    if packet["network.type"] in ("ipv4", "ipv6"):
-        packet.update(tuple_fields(flow))
-    return packet
-
-
-def _charge(
-    key: np.void, packet: Record, context: Context, address: str, *, dropped: bool = False
-) -> Record:
-    """Direction, charged pod, and the pods at both ends."""
-    place = {
-        "netns": key["netns"],
-        "ifindex": key["ifindex"],
-        "pod_address": np.frombuffer(address_bytes(address) if address else bytes(16), np.uint8),
-        "cgroup_id": 0,
-    }
-    pod = owner(context.node, place)
-    direction = DIRECTIONS.get(int(key["direction"]), "")
-    if dropped:
-        # The kernel's direction is that of the first address it knew, maybe of the other pod.
-        direction = direction_by_address(pod, packet) or direction
-    record: Record = {"direction": direction} if direction else {}
-    record["k8s.node.name"] = context.node.name
-    record.update(pod_fields("", pod))
-    record.update(end_fields(context.node, pod, direction, packet))
-    return record
-
-
-def flow_drop_records(
-    keys: np.ndarray, counts: np.ndarray, context: Context, interval_ns: tuple[int, int]
-) -> list[Record]:
-    """Packets of pods' flows that died: `keys` (n,) flow_drop_key, `counts` (n, cpus) drop_count.
-
-    `interval_ns` is the interval's begin and end, wall clock: drops are not timed one by one.
-    Drops in the node's own namespace that concern no pod are left out.
-    """
-    records = []
-    for index in range(len(keys)):
-        record = _flow_drop(keys[index], counts[index], context, interval_ns)
-        if "k8s.pod.name" in record or record.get("netns") != context.node.netns:
-            records.append(record)
-    return records
-
-
-def _flow_drop(
-    key: np.void, counts: np.void, context: Context, interval_ns: tuple[int, int]
-) -> Record:
-    flow = key["flow"]
-    packet = _packet(flow)
-    end = "dst.address" if DIRECTIONS.get(int(flow["direction"])) == "ingress" else "src.address"
-    record: Record = {
-        "type": "flow",
-        "time": format_time(interval_ns[0]),
-        "end_time": format_time(interval_ns[1]),
-    }
-    record.update(_charge(flow, packet, context, packet.get(end, ""), dropped=True))
-    record["verdict"] = "dropped"
-    record.update(packet)
-    record["packets"], record["bytes"] = int(counts["packets"].sum()), int(counts["bytes"].sum())
-    record["drop.reason"] = context.reason(int(key["reason"]))
-    record["drop.location"] = context.symbol(int(key["location"]))
-    record.update(place_fields(context.node, int(flow["netns"]), int(flow["ifindex"])))
-    return record
-
-
-def other_records(
-    keys: np.ndarray, packets: np.ndarray, sizes: np.ndarray, context: Context, now_ns: int
-) -> list[Record]:
-    """What found no room in the flow map, summed by pod device: `keys` (n,) flow_other_key."""
-    records = []
-    for key, count, size in zip(keys, packets, sizes, strict=True):
-        record: Record = {
-            "type": "flow",
-            "time": format_time(now_ns),
-            "end_time": format_time(now_ns),
-            **_charge(key, {}, context, ""),
-            "verdict": "forwarded",
-            "flow.other": True,
-            "packets": int(count),
-            "bytes": int(size),
-            **place_fields(context.node, int(key["netns"]), int(key["ifindex"])),
-        }
-        records.append(record)
-    return records

@@ -19,17 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.flows import (
-    NODE_ONLY,
-    UNKNOWN,
-    at_pods,
-    flow_drop_records,
-    flow_records,
-    other_records,
-    unpaired_places,
-)
+from tracer.analysis.flow_columns import drop_table, flow_table, other_table
+from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
 from tracer.commands import options
 from tracer.errors import ExitCode
+from tracer.flow_table import concat, records
 from tracer.kernel.flow_maps import FlowCounts, Generations, Growing
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.maps import possible_cpus
@@ -114,13 +108,16 @@ class Flows:
         flows = self._hold_unnamed(*flows, last=last)
         end_ns = time.time_ns()
         context = self._session.context()
-        records = flow_records(*flows, context)
-        records += flow_drop_records(*drops, context, (self._begin_ns, end_ns))
-        records += other_records(*other, context, end_ns)
+        tables = [
+            flow_table(*flows, context),
+            drop_table(*drops, context, (self._begin_ns, end_ns)),
+            other_table(*other, context, end_ns),
+        ]
         self._begin_ns = end_ns
-        self.flows += len(records)
-        self.packets += sum(r["packets"] for r in records if r["verdict"] == "forwarded")
-        self._sink.write(records)
+        self.flows += sum(table.rows for table in tables)
+        for table in (tables[0], tables[2]):
+            self.packets += int(table.columns["packets"].values.sum()) if table.rows else 0
+        self._sink.write(records(concat(tables)))
         for source, count in self._session.new_losses().items():
             self._sink.lost(source, count)
 

@@ -4,7 +4,9 @@ import numpy as np
 
 from tracer.analysis.addresses import address_bytes
 from tracer.analysis.drops import Context
-from tracer.analysis.flows import flow_drop_records, flow_records, other_records, sum_flows
+from tracer.analysis.flow_columns import drop_table, flow_table, other_table
+from tracer.analysis.flows import sum_flows
+from tracer.flow_table import records
 from tracer.layout import layout
 from tracer.model import Node, Pod
 
@@ -53,14 +55,14 @@ def test_rows_of_one_flow_are_summed():
 
 def test_no_flows_are_no_records():
     none = np.zeros(0, STRUCTS["flow_key"])
-    assert flow_records(none, np.zeros(0, STRUCTS["flow_count"]), CONTEXT) == []
+    assert records(flow_table(none, np.zeros(0, STRUCTS["flow_count"]), CONTEXT)) == []
 
 
 def test_a_flow_names_its_pod_and_direction():
     keys = np.zeros(1, STRUCTS["flow_key"])
     keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, 1
     _flow(keys[0], "10.244.0.5", "192.0.2.1")
-    (record,) = flow_records(keys, _counts((7, 700, 1, 2, 0x12)), CONTEXT)
+    (record,) = records(flow_table(keys, _counts((7, 700, 1, 2, 0x12)), CONTEXT))
     assert (record["k8s.pod.name"], record["direction"]) == ("web-1", "egress")
     assert (record["packets"], record["bytes"], record["verdict"]) == (7, 700, "forwarded")
     assert record["tcp.flags"] == "SYN,ACK"
@@ -73,7 +75,7 @@ def test_what_is_not_ip_is_a_flow_without_addresses():
     keys = np.zeros(1, STRUCTS["flow_key"])
     keys["netns"], keys["direction"] = POD_NETNS, 2
     keys["tuple"]["ethertype"] = 0x0806
-    (record,) = flow_records(keys, _counts((3, 84, 1, 2, 0)), CONTEXT)
+    (record,) = records(flow_table(keys, _counts((3, 84, 1, 2, 0)), CONTEXT))
     assert record["network.type"] == "arp"
     assert "src.address" not in record
 
@@ -88,19 +90,19 @@ def test_a_drop_on_the_node_is_the_pods_and_a_strangers_is_left_out():
     _flow(keys[2]["flow"], "192.0.2.1", "192.0.2.2", 17)
     counts = np.zeros((3, 2), STRUCTS["drop_count"])
     counts["packets"] = ((1, 2), (5, 0), (9, 9))
-    records = flow_drop_records(keys, counts, CONTEXT, (1, 2))
-    assert [(r["k8s.pod.name"], r["direction"], r["packets"]) for r in records] == [
+    told = records(drop_table(keys, counts, CONTEXT, (1, 2)))
+    assert [(r["k8s.pod.name"], r["direction"], r["packets"]) for r in told] == [
         ("web-1", "egress", 3),
         ("web-1", "ingress", 5),
     ]
-    assert {r["verdict"] for r in records} == {"dropped"}
-    assert records[0]["drop.reason"] == "NETFILTER_DROP"
+    assert {r["verdict"] for r in told} == {"dropped"}
+    assert told[0]["drop.reason"] == "NETFILTER_DROP"
 
 
 def test_the_rest_is_summed_by_pod():
     keys = np.zeros(1, STRUCTS["flow_other_key"])
     keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, 1
-    (record,) = other_records(keys, np.array([11]), np.array([1100]), CONTEXT, 5)
+    (record,) = records(other_table(keys, np.array([11]), np.array([1100]), CONTEXT, 5))
     assert record["flow.other"] is True
     assert (record["k8s.pod.name"], record["packets"]) == ("web-1", 11)
 
@@ -110,6 +112,6 @@ def test_a_drop_in_the_receivers_namespace_is_the_receivers_whatever_the_kernel_
     keys["flow"]["netns"], keys["flow"]["ifindex"], keys["flow"]["direction"] = POD_NETNS, 2, 1
     _flow(keys[0]["flow"], "10.244.0.9", "10.244.0.5", 17)
     counts = np.ones((1, 2), STRUCTS["drop_count"])
-    (record,) = flow_drop_records(keys, counts, CONTEXT, (1, 2))
+    (record,) = records(drop_table(keys, counts, CONTEXT, (1, 2)))
     assert (record["direction"], record["k8s.dst.pod.name"]) == ("ingress", "web-1")
     assert "k8s.src.pod.name" not in record

@@ -1,0 +1,318 @@
+"""Flow counts and flow drops of one interval → tables of flow records (tracer.flow_table).
+
+Names are looked up once for each place, address and number that occurs, never for each flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv6Address
+from socket import inet_ntoa
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.analysis.drops import DIRECTIONS, place_fields
+from tracer.analysis.flows import sum_flows
+from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, network_type, tcp_flags, transport
+from tracer.analysis.workload import workload
+from tracer.flow_table import Column, FlowTable, coded, constant, take
+from tracer.flow_table import table as as_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from tracer.analysis.drops import Context
+    from tracer.model import Node, Pod
+
+Numbers = np.ndarray
+_EGRESS, _INGRESS = 1, 2
+_ICMP, _TCP, _ICMPV6 = 1, 6, 58
+_MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint32)
+"""The three words before an IPv4 address (RFC 4291 2.5.5.2)."""
+
+
+def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
+    """Packets that crossed pod devices: `keys` (n,) flow_key, `counts` (n,) flow_count, in rows.
+
+    Earliest first; rows of one flow are summed.
+    """
+    keys, totals = sum_flows(keys, counts)
+    order = np.argsort(totals["first_ns"], kind="stable")
+    keys, totals = keys[order], totals[order]
+    ends = _Ends(keys["tuple"])
+    pods = _Pods(context.node)
+    charged = pods.at_places(keys)
+    unplaced = charged < 0
+    charged[unplaced] = pods.by_address(ends)[ends.source[unplaced]]
+    flags = _named(totals["tcp_flags"], tcp_flags, (keys["tuple"]["protocol"] == _TCP) & ends.ip)
+    columns = _common(keys, context, pods, charged, keys["direction"], ends)
+    columns |= {
+        **_times(totals["first_ns"], totals["last_ns"], context.wall_offset_ns),
+        "verdict": constant("forwarded", len(keys)),
+        "packets": Column(totals["packets"]),
+        "bytes": Column(totals["bytes"]),
+        "tcp.flags": flags,
+    }
+    return as_table(len(keys), columns)
+
+
+def drop_table(
+    keys: Numbers, counts: Numbers, context: Context, interval_ns: tuple[int, int]
+) -> FlowTable:
+    """Packets of pods' flows that died: `keys` (n,) flow_drop_key, `counts` (n, cpus) drop_count.
+
+    `interval_ns` is the interval's begin and end, wall clock: drops are not timed one by one.
+    Drops in the node's own namespace that concern no pod are left out.
+    """
+    flow = keys["flow"]
+    ends = _Ends(flow["tuple"])
+    pods = _Pods(context.node)
+    charged = pods.at_places(flow)
+    unplaced = charged < 0
+    end = np.where(flow["direction"] == _INGRESS, ends.goal, ends.source)
+    charged[unplaced] = pods.by_address(ends)[end[unplaced]]
+    # The kernel's direction is that of the first address it knew, maybe of the other pod.
+    direction = np.where(pods.owns(ends, charged, ends.goal), _INGRESS, flow["direction"])
+    direction = np.where(pods.owns(ends, charged, ends.source), _EGRESS, direction)
+    columns = _common(flow, context, pods, charged, direction, ends)
+    columns |= {
+        **_times(np.full(len(keys), interval_ns[0]), np.full(len(keys), interval_ns[1]), 0),
+        "verdict": constant("dropped", len(keys)),
+        "packets": Column(counts["packets"].sum(axis=1)),
+        "bytes": Column(counts["bytes"].sum(axis=1)),
+        "drop.reason": _named(keys["reason"], context.reason),
+        "drop.location": _named(keys["location"], context.symbol),
+    }
+    whole = as_table(len(keys), columns)
+    return take(whole, (charged >= 0) | (flow["netns"] != context.node.netns))
+
+
+def other_table(
+    keys: Numbers, packets: Numbers, sizes: Numbers, context: Context, now_ns: int
+) -> FlowTable:
+    """What found no room in the flow map, summed by pod device: `keys` (n,) flow_other_key."""
+    pods = _Pods(context.node)
+    columns = _common(keys, context, pods, pods.at_places(keys), keys["direction"])
+    columns |= {
+        **_times(np.full(len(keys), now_ns), np.full(len(keys), now_ns), 0),
+        "verdict": constant("forwarded", len(keys)),
+        "flow.other": Column(np.ones(len(keys), bool)),
+        "packets": Column(packets),
+        "bytes": Column(sizes),
+    }
+    return as_table(len(keys), columns)
+
+
+def _common(
+    places: Numbers,
+    context: Context,
+    pods: _Pods,
+    charged: NDArray[np.int64],
+    direction: NDArray[np.generic],
+    ends: _Ends | None = None,
+) -> dict[str, Column]:
+    """What every record has: the pod, its device, and where known the packet and both ends."""
+    columns = {
+        "type": constant("flow", len(places)),
+        "direction": _named(direction, lambda value: DIRECTIONS.get(value, "")),
+        "k8s.node.name": constant(context.node.name, len(places)),
+        **pods.columns("k8s.pod.namespace", "k8s.pod.name", "k8s.owner", charged),
+        **_places(places, context.node),
+    }
+    if ends is None:
+        return columns | _end_columns(pods, charged, direction, None)
+    return columns | ends.columns() | _end_columns(pods, charged, direction, ends)
+
+
+def _end_columns(
+    pods: _Pods, charged: NDArray[np.int64], direction: NDArray[np.generic], ends: _Ends | None
+) -> dict[str, Column]:
+    """The pods at both ends: the charged one by direction, others by address."""
+    nobody = np.full(len(charged), -1)
+    columns: dict[str, Column] = {}
+    for name, own in (("src", _EGRESS), ("dst", _INGRESS)):
+        pod = nobody
+        if ends is not None:
+            pod = pods.by_address(ends)[ends.source if name == "src" else ends.goal]
+        pod = np.where((charged >= 0) & (direction == own), charged, pod)
+        prefix = f"k8s.{name}"
+        names = f"{prefix}.namespace", f"{prefix}.pod.name", f"{prefix}.owner"
+        columns |= pods.columns(*names, pod)
+    return columns
+
+
+def _times(first: Numbers, last: Numbers, offset_ns: int) -> dict[str, Column]:
+    return {
+        "time": Column(first.astype(np.int64) + offset_ns),
+        "end_time": Column(last.astype(np.int64) + offset_ns),
+    }
+
+
+def _named(
+    values: NDArray[np.generic],
+    name: Callable[[int], str],
+    where: NDArray[np.bool_] | None = None,
+) -> Column:
+    """Numbers of few kinds as their names; absent where the name is empty or not `where`."""
+    distinct, code = np.unique(values, return_inverse=True)
+    column = _spread([name(value) for value in distinct.tolist()], code.ravel())
+    if where is not None:
+        column.values[~where] = -1
+    return column
+
+
+def _spread(names: Sequence[str | None], code: NDArray[np.generic]) -> Column:
+    """`names[code]` as a column; code -1 is absent."""
+    named = coded(names)
+    return Column(np.append(named.values, np.int32(-1))[code], named.words)
+
+
+def _numbers(values: NDArray[np.generic], held: NDArray[np.bool_]) -> Column:
+    return Column(values, None, None if held.all() else held)
+
+
+def _distinct_places(keys: Numbers) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
+    """Each (netns, ifindex) once, and which of them each row has."""
+    both = keys["netns"].astype(np.uint64) << np.uint64(32) | keys["ifindex"]
+    distinct, code = np.unique(both, return_inverse=True)
+    return [(one >> 32, one & 0xFFFFFFFF) for one in distinct.tolist()], code.ravel()
+
+
+def _places(keys: Numbers, node: Node) -> dict[str, Column]:
+    """Where on the node: device and network namespace."""
+    distinct, code = _distinct_places(keys)
+    fields = [place_fields(node, *place) for place in distinct]
+    names = "interface.name", "netns.name"
+    columns = {name: _spread([one.get(name) for one in fields], code) for name in names}
+    for name, column in (("interface.index", "ifindex"), ("netns", "netns")):
+        columns[name] = _numbers(keys[column], keys[column] > 0)
+    return columns
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Who sent and who was to receive, by numbers of the distinct addresses."""
+
+    flow: Numbers
+    """(n,) tuple of bpf/event.h."""
+    addresses: list[str] = field(init=False)
+    """Each once; canonical text."""
+    source: NDArray[np.int64] = field(init=False)
+    """(n,): index into `addresses`; -1 where the packet has none. `goal` likewise."""
+    goal: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Number the addresses: IPv4 by their 32 bits, the few others by all bytes."""
+        flow = self.flow
+        raw = np.concatenate((flow["saddr"], flow["daddr"]))
+        ip = np.concatenate((self.ip, self.ip))
+        words = np.ascontiguousarray(raw).view(np.uint32)
+        is_v4 = (words[:, :3] == _MAPPED).all(axis=1) & ip
+        code = np.full(len(raw), -1)
+        v4, code[is_v4] = _number(words[is_v4, 3])
+        rest = ip & ~is_v4
+        v6, other = _number(np.ascontiguousarray(raw[rest]).view("V16").ravel())
+        code[rest] = other + len(v4)
+        texts = [inet_ntoa(one.tobytes()) for one in v4]
+        texts += [str(IPv6Address(one.tobytes())) for one in v6]
+        object.__setattr__(self, "addresses", texts)
+        object.__setattr__(self, "source", code[: len(flow)])
+        object.__setattr__(self, "goal", code[len(flow) :])
+
+    @cached_property
+    def ip(self) -> NDArray[np.bool_]:
+        """(n,): IPv4 and IPv6: what has addresses and a transport."""
+        return np.isin(self.flow["ethertype"], (ETH_P_IP, ETH_P_IPV6))
+
+    def columns(self) -> dict[str, Column]:
+        """Addresses, ports and protocols."""
+        flow = self.flow
+        protocol = flow["protocol"]
+        icmp = np.isin(protocol, (_ICMP, _ICMPV6)) & self.ip
+        ports = self.ip & ~icmp & ((flow["sport"] > 0) | (flow["dport"] > 0))
+        return {
+            "network.type": _named(flow["ethertype"], network_type),
+            "transport": _named(protocol, transport, self.ip),
+            "network.iana_number": _numbers(protocol, self.ip),
+            "src.address": _spread(self.addresses, self.source),
+            "dst.address": _spread(self.addresses, self.goal),
+            "src.port": _numbers(flow["sport"], ports),
+            "dst.port": _numbers(flow["dport"], ports),
+            "icmp.type": _numbers(flow["sport"].astype(np.uint8), icmp),
+            "icmp.code": _numbers(flow["dport"].astype(np.uint8), icmp),
+        }
+
+
+def _number(values: Numbers) -> tuple[Numbers, NDArray[np.int64]]:
+    """Distinct values, and which of them each row has."""
+    distinct, code = np.unique(values, return_inverse=True)
+    return distinct, code.ravel()
+
+
+class _Pods:
+    """The node's pods by small numbers; -1 is no pod."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._pods: list[Pod] = list(node.pods.values())
+        self._number = {uid: number for number, uid in enumerate(node.pods)}
+        self._by_address: tuple[_Ends, NDArray[np.int64]] | None = None
+
+    @cached_property
+    def _names(self) -> tuple[Column, ...]:
+        """Of each pod: namespace, name, kind and name of its owner."""
+        owners = [workload(pod) for pod in self._pods]
+        return (
+            coded(pod.namespace for pod in self._pods),
+            coded(pod.name or pod.uid for pod in self._pods),
+            coded(owner.kind if owner else None for owner in owners),
+            coded(owner.name if owner else None for owner in owners),
+        )
+
+    def _of(self, uid: str | None) -> int:
+        return -1 if uid is None else self._number.get(uid, -1)
+
+    def at_places(self, keys: Numbers) -> NDArray[np.int64]:
+        """(n,): whose namespace or device it is."""
+        node = self._node
+        distinct, code = _distinct_places(keys)
+        numbers = [
+            self._of(node.pod_by_netns.get(place[0]) or node.pod_by_device.get(place))
+            for place in distinct
+        ]
+        return np.array(numbers, np.int64)[code]
+
+    def by_address(self, ends: _Ends) -> NDArray[np.int64]:
+        """The pod of each distinct address; the last is for -1, no address."""
+        if self._by_address is None or self._by_address[0] is not ends:
+            uids = map(self._node.pod_by_address.get, ends.addresses)
+            self._by_address = ends, np.array([*map(self._of, uids), -1])
+        return self._by_address[1]
+
+    def owns(
+        self, ends: _Ends, charged: NDArray[np.int64], address: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """(n,): whether the address is one of the charged pod's own."""
+        numbered = dict(zip(ends.addresses, range(len(ends.addresses)), strict=True))
+        pairs = [
+            number * len(numbered) + numbered[text]
+            for number in np.unique(charged[charged >= 0]).tolist()
+            for text in self._pods[number].addresses
+            if text in numbered
+        ]
+        own = np.isin(charged * len(numbered) + address, np.array(pairs, np.int64))
+        return np.asarray(own & (charged >= 0) & (address >= 0))
+
+    def columns(
+        self, namespace: str, name: str, owner: str, pods: NDArray[np.int64]
+    ) -> dict[str, Column]:
+        """The names of (n,) pods, under these names."""
+        names = namespace, name, f"{owner}.kind", f"{owner}.name"
+        return {
+            name: Column(np.append(of.values, np.int32(-1))[pods], of.words)
+            for name, of in zip(names, self._names, strict=True)
+        }

@@ -1,0 +1,270 @@
+"""Flow records in columns: what they are called, of which type, and how tables are cut and joined.
+
+`COLUMNS` is the one home of the names: Parquet's schema, CSV's header, the rows of JSON lines and
+the table in docs/formats.md come from it. A new field is one line here, and whoever fills it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.errors import TracerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from tracer.model import Record
+
+SCHEMA_VERSION = 1
+"""Of `COLUMNS`: grows when a name goes or changes its meaning or type; new names do not count."""
+
+TIME, TEXT, BOOL = "time", "text", "bool"
+"""Nanoseconds since 1970 in UTC; words; true or absent. Other kinds are numpy's integer types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One column of flow records."""
+
+    name: str
+    kind: str
+    meaning: str
+
+
+COLUMNS = (
+    Field("type", TEXT, "`flow`, or `lost`: then only times, node, `source` and `count` are there"),
+    Field("time", TIME, "first packet in the interval; of what died, the interval's begin"),
+    Field("end_time", TIME, "last packet in the interval; of what died, the interval's end"),
+    Field("direction", TEXT, "`ingress` or `egress`, as the pod `k8s.pod.name` sees it"),
+    Field("verdict", TEXT, "`forwarded` or `dropped`"),
+    Field("k8s.node.name", TEXT, "the node"),
+    Field("k8s.pod.namespace", TEXT, "of the pod the record is charged to"),
+    Field("k8s.pod.name", TEXT, "the pod the record is charged to; its uid while unnamed"),
+    Field("k8s.owner.kind", TEXT, "what made that pod, by its labels: `Deployment`, …"),
+    Field("k8s.owner.name", TEXT, "its name"),
+    Field("k8s.src.namespace", TEXT, "of the pod that sent, if it is known"),
+    Field("k8s.src.pod.name", TEXT, "the pod that sent"),
+    Field("k8s.src.owner.kind", TEXT, "what made it"),
+    Field("k8s.src.owner.name", TEXT, "its name"),
+    Field("k8s.dst.namespace", TEXT, "of the pod that was to receive, if it is known"),
+    Field("k8s.dst.pod.name", TEXT, "the pod that was to receive"),
+    Field("k8s.dst.owner.kind", TEXT, "what made it"),
+    Field("k8s.dst.owner.name", TEXT, "its name"),
+    Field("network.type", TEXT, "`ipv4`, `ipv6`, `arp`, …"),
+    Field("transport", TEXT, "`tcp`, `udp`, `icmp`, …; a protocol without a name as its number"),
+    Field("network.iana_number", "u1", "the same as a number"),
+    Field("src.address", TEXT, "who sent"),
+    Field("src.port", "u2", "of TCP, UDP, UDP-Lite, DCCP, SCTP"),
+    Field("dst.address", TEXT, "who was to receive"),
+    Field("dst.port", "u2", "of the same"),
+    Field("icmp.type", "u1", "ICMP or ICMPv6"),
+    Field("icmp.code", "u1", "of the same"),
+    Field("packets", "u8", "how many"),
+    Field("bytes", "u8", "from the network header on"),
+    Field("tcp.flags", TEXT, "all that were seen: `SYN,ACK`"),
+    Field("drop.reason", TEXT, "why they died, in the kernel's words"),
+    Field("drop.location", TEXT, "the code that dropped them, `symbol+0xoffset`"),
+    Field("flow.other", BOOL, "true: flows of a device that found no room in the map, summed"),
+    Field("interface.name", TEXT, "the pod's device; of what died, the one it was at"),
+    Field("interface.index", "u4", "its number"),
+    Field("netns", "u4", "network namespace of that device: inode"),
+    Field("netns.name", TEXT, "its name, `node` for the node's own"),
+    Field("source", TEXT, "of `lost`: what lost them"),
+    Field("count", "u8", "of `lost`: how many"),
+)
+FIELDS: Mapping[str, Field] = {field.name: field for field in COLUMNS}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One field of many records."""
+
+    values: NDArray[np.generic]
+    """(n,): numbers, int64 nanoseconds, booleans; of text int32 indices into `words`, or -1."""
+    words: tuple[str, ...] | None = None
+    """Text only; each once."""
+    held: NDArray[np.bool_] | None = None
+    """(n,): where a number is there; None: everywhere. Not used for text."""
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(n,): where the field is known."""
+        if self.words is not None:
+            return np.asarray(self.values.astype(np.int32, copy=False) >= 0)
+        return np.ones(len(self.values), bool) if self.held is None else self.held
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTable:
+    """Records of type `flow` and `lost`; a column that is not there is unknown in all of them."""
+
+    rows: int
+    columns: Mapping[str, Column]
+    """By name, in the order of `COLUMNS`."""
+
+
+def table(rows: int, columns: Mapping[str, Column]) -> FlowTable:
+    """`columns` in the order of `COLUMNS`, those that tell nothing left out."""
+    unknown = columns.keys() - FIELDS.keys()
+    if unknown:
+        raise ValueError(f"not in COLUMNS: {sorted(unknown)}")
+    told = {name: columns[name] for name in FIELDS if name in columns}
+    return FlowTable(rows, {name: one for name, one in told.items() if one.present.any()})
+
+
+def coded(texts: Iterable[str | None]) -> Column:
+    """Texts as a column; None and the empty text are absent."""
+    words: dict[str, int] = {}
+    indices = [words.setdefault(text, len(words)) if text else -1 for text in texts]
+    return Column(np.array(indices, np.int32), tuple(words))
+
+
+def constant(text: str, rows: int) -> Column:
+    """One text in every row."""
+    return Column(np.zeros(rows, np.int32), (text,))
+
+
+def lost_table(source: str, count: int, node: str, time_ns: int) -> FlowTable:
+    """One record that says that `count` of `source` are missing."""
+    times = Column(np.array([time_ns], np.int64))
+    columns = {
+        "type": coded(["lost"]),
+        "time": times,
+        "end_time": times,
+        "k8s.node.name": coded([node]),
+        "source": coded([source]),
+        "count": Column(np.array([count], np.uint64)),
+    }
+    return table(1, columns)
+
+
+def take(whole: FlowTable, rows: NDArray[np.generic] | slice) -> FlowTable:
+    """Some rows, by mask, indices or slice."""
+    columns = {
+        name: Column(one.values[rows], one.words, None if one.held is None else one.held[rows])
+        for name, one in whole.columns.items()
+    }
+    return FlowTable(len(np.empty(whole.rows, np.int8)[rows]), columns)
+
+
+def only(whole: FlowTable, names: Iterable[str]) -> FlowTable:
+    """Some columns; `type` stays, and what a lost record tells."""
+    kept = {*names, "type", "source", "count"}
+    return FlowTable(whole.rows, {name: one for name, one in whole.columns.items() if name in kept})
+
+
+def concat(tables: Sequence[FlowTable]) -> FlowTable:
+    """All rows of several tables, in their order."""
+    tables = [one for one in tables if one.rows]
+    if len(tables) == 1:
+        return tables[0]
+    names = [name for name in FIELDS if any(name in one.columns for one in tables)]
+    joined = {name: _joined(name, tables) for name in names}
+    return FlowTable(sum(one.rows for one in tables), joined)
+
+
+def _joined(name: str, tables: Sequence[FlowTable]) -> Column:
+    parts = [one.columns.get(name) for one in tables]
+    rows = [one.rows for one in tables]
+    if FIELDS[name].kind == TEXT:
+        return _joined_text(parts, rows)
+    known = next(part for part in parts if part is not None)
+    values = [
+        np.zeros(count, known.values.dtype) if part is None else part.values
+        for part, count in zip(parts, rows, strict=True)
+    ]
+    held = [
+        np.zeros(count, bool) if part is None else part.present
+        for part, count in zip(parts, rows, strict=True)
+    ]
+    everywhere = np.concatenate(held)
+    return Column(np.concatenate(values), None, None if everywhere.all() else everywhere)
+
+
+def _joined_text(parts: Sequence[Column | None], rows: Sequence[int]) -> Column:
+    words: dict[str, int] = {}
+    values = []
+    for part, count in zip(parts, rows, strict=True):
+        if part is None:
+            values.append(np.full(count, -1, np.int32))
+            continue
+        codes = [words.setdefault(word, len(words)) for word in part.words or ()]
+        values.append(np.array([*codes, -1], np.int32)[part.values.astype(np.int32)])
+    return Column(np.concatenate(values), tuple(words))
+
+
+def texts(column: Column) -> list[str | None]:
+    """A column of text, row by row."""
+    words = np.array([*(column.words or ()), None], object)
+    found: list[str | None] = words[column.values.astype(np.int32)].tolist()
+    return found
+
+
+def time_texts(times_ns: NDArray[np.generic]) -> list[str]:
+    """Nanoseconds since 1970 as RFC 3339 in UTC with nine digits, as the records have them."""
+    written: list[str] = np.datetime_as_string(times_ns.astype("M8[ns]"), timezone="UTC").tolist()
+    return written
+
+
+def _cells(field: Field, column: Column) -> list[object]:
+    if field.kind == TEXT:
+        return list(texts(column))
+    if field.kind == TIME:
+        return list(time_texts(column.values))
+    cells: list[object] = column.values.tolist()
+    return cells
+
+
+def records(whole: FlowTable) -> list[Record]:
+    """Flat records, a dictionary each; what is not known is left out."""
+    names = list(whole.columns)
+    cells = [_cells(FIELDS[name], column) for name, column in whole.columns.items()]
+    present = [column.present for column in whole.columns.values()]
+    if not names:
+        return [{} for _ in range(whole.rows)]
+    # Rows that know the same fields are made together: no look at each cell.
+    packed = np.packbits(np.stack(present, axis=1), axis=1)
+    shapes, shape = _unique_rows(packed)
+    made = np.empty(whole.rows, object)
+    for index, bits in enumerate(shapes):
+        rows = np.flatnonzero(shape == index)
+        known = np.flatnonzero(np.unpackbits(bits, count=len(names))).tolist()
+        columns = [_picked(cells[at], rows, whole.rows) for at in known]
+        keys = [names[at] for at in known]
+        made[rows] = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)] or [
+            {}
+        ] * len(rows)
+    return list(made)
+
+
+def _picked(cells: list[object], rows: NDArray[np.int64], count: int) -> list[object]:
+    return cells if len(rows) == count else [cells[row] for row in rows.tolist()]
+
+
+def _unique_rows(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Distinct rows of (n, bytes), and which of them each row is."""
+    wide = np.zeros((len(packed), -(-packed.shape[1] // 8) * 8), np.uint8)
+    wide[:, : packed.shape[1]] = packed
+    words = wide.view(np.uint64)
+    shape = np.zeros(len(packed), np.int64)
+    for column in words.T:  # few words of few distinct values each
+        distinct, code = np.unique(column, return_inverse=True)
+        shape = shape * len(distinct) + code.ravel()
+    _, first, inverse = np.unique(shape, return_index=True, return_inverse=True)
+    return packed[first], inverse.ravel()
+
+
+def known_fields(names: Sequence[str], option: str) -> tuple[str, ...]:
+    """`names`, each a column or the begin of some (`k8s.src`); TracerError for what is neither."""
+    found: list[str] = []
+    for name in names:
+        some = [one for one in FIELDS if one == name or one.startswith(f"{name}.")]
+        if not some:
+            raise TracerError(f"{option} '{name}': no such field", f"known: {', '.join(FIELDS)}")
+        found += some
+    return tuple(dict.fromkeys(found))
