@@ -1,4 +1,4 @@
-"""What tracer knows of a node: passive, immutable data that every layer may read.
+"""What tracer knows of a node and its cluster: passive, immutable data for every layer.
 
 Network namespaces are named by their inode (`netns`, as in /proc/PID/ns/net and the
 kernel's `net->ns.inum`); a device is named by (`netns`, `ifindex`). Addresses are
@@ -84,6 +84,148 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """What made a pod, in the end: the Deployment, not its ReplicaSet."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPod:
+    """One pod of the cluster, on whatever node, as the Kubernetes API tells it."""
+
+    namespace: str
+    name: str
+    node: str = ""
+    addresses: tuple[str, ...] = ()
+    """Its own; of a host-network pod the node's."""
+    host_network: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    owner: Owner | None = None
+    ports: tuple[tuple[str, str, int], ...] = ()
+    """Named container ports: (name, `tcp`, number)."""
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a Service or of an EndpointSlice."""
+
+    name: str
+    """Empty where the only port has none."""
+    transport: str
+    """`tcp`, `udp`, `sctp`."""
+    port: int
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One Service."""
+
+    namespace: str
+    name: str
+    kind: str = "ClusterIP"
+    addresses: tuple[str, ...] = ()
+    """ClusterIPs; none of a headless Service."""
+    external_addresses: tuple[str, ...] = ()
+    """externalIPs and those of load balancers."""
+    ports: tuple[ServicePort, ...] = ()
+    internal_local: bool = False
+    """internalTrafficPolicy Local: only endpoints on the sender's node."""
+    external_local: bool = False
+    """externalTrafficPolicy Local: only endpoints on the node that is asked."""
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """A part of the endpoints of one Service."""
+
+    namespace: str
+    service: str
+    ports: tuple[ServicePort, ...] = ()
+    ready: tuple[str, ...] = ()
+    """Addresses that get traffic."""
+    unready: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One of a selector's matchExpressions."""
+
+    key: str
+    operator: str
+    """`In`, `NotIn`, `Exists`, `DoesNotExist`."""
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A Kubernetes label selector; without anything in it, it selects all."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    requirements: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPeer:
+    """Whom a rule is about: pods, by labels and namespace, or a block of addresses."""
+
+    pods: Selector | None = None
+    namespaces: Selector | None = None
+    """None: the policy's own namespace."""
+    block: str = ""
+    """CIDR; empty unless the peer is an ipBlock."""
+    excepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPort:
+    """Which ports of the receiver a rule is about."""
+
+    transport: str = "tcp"
+    port: str = ""
+    """A number or the name of a container port; empty: all."""
+    end_port: int = 0
+    """Last of a range that begins at `port`; 0: no range."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRule:
+    """One ingress or egress rule; without peers (ports), it is about all."""
+
+    peers: tuple[PolicyPeer, ...] = ()
+    ports: tuple[PolicyPort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """One NetworkPolicy of networking.k8s.io/v1."""
+
+    namespace: str
+    name: str
+    pods: Selector = Selector()
+    ingress: tuple[PolicyRule, ...] | None = None
+    """None: it says nothing of ingress; without rules: it allows none."""
+    egress: tuple[PolicyRule, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A snapshot of the node; `pods` and every `pod_by_*` index use the pod's uid."""
 
@@ -104,6 +246,21 @@ class Node:
     """Sources that could not be read, and what that costs."""
     version: int = 0
     """Grows with every change, so that a reader can tell cheaply whether to look again."""
+    cluster_pods: Mapping[str, ClusterPod] = field(default_factory=dict)
+    """Pods of the whole cluster by `namespace/name`; this and the following need the API."""
+    cluster_pod_by_address: Mapping[str, str] = field(default_factory=dict)
+    """Never a host-network pod's."""
+    node_by_address: Mapping[str, str] = field(default_factory=dict)
+    """Names of the cluster's nodes that run pods, by address."""
+    services: Mapping[str, Service] = field(default_factory=dict)
+    """By `namespace/name`."""
+    service_by_address: Mapping[str, str] = field(default_factory=dict)
+    """`tcp/10.96.0.1/443` → `namespace/name`; a NodePort is `tcp//30080`."""
+    endpoint_slices: Mapping[str, EndpointSlice] = field(default_factory=dict)
+    """By `namespace/name` of the slice."""
+    network_policies: Mapping[str, NetworkPolicy] = field(default_factory=dict)
+    """By `namespace/name`."""
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

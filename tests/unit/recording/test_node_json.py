@@ -7,7 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracer.model import Device, Namespace, Node, Pod
+from tracer.model import (
+    ClusterPod,
+    Device,
+    EndpointSlice,
+    Namespace,
+    NetworkPolicy,
+    Node,
+    Owner,
+    Pod,
+    PolicyPeer,
+    PolicyPort,
+    PolicyRule,
+    Requirement,
+    Selector,
+    Service,
+    ServicePort,
+)
 from tracer.recording.node_json import NodeReader, node_patch, printable
 
 INODES = st.integers(1, 5)
@@ -21,6 +37,27 @@ KEYS = st.tuples(INODES, INODES)
 DEVICES = st.builds(
     Device, INODES, INODES, NAMES, NAMES, NAMES, TEXTS, st.none() | KEYS, st.none() | INODES
 )
+LABELS = st.dictionaries(NAMES, NAMES, max_size=2)
+PORTS = st.lists(st.builds(ServicePort, NAMES, NAMES, INODES, INODES), max_size=2).map(tuple)
+CLUSTER_PODS = st.builds(
+    ClusterPod, NAMES, NAMES, NAMES, TEXTS, st.booleans(), LABELS,
+    st.none() | st.builds(Owner, NAMES, NAMES),
+    st.lists(st.tuples(NAMES, NAMES, INODES), max_size=2).map(tuple),
+)  # fmt: skip
+SERVICES = st.builds(
+    Service, NAMES, NAMES, NAMES, TEXTS, TEXTS, PORTS, st.booleans(), st.booleans()
+)
+SELECTORS = st.builds(
+    Selector, LABELS, st.lists(st.builds(Requirement, NAMES, NAMES, TEXTS), max_size=1).map(tuple)
+)
+PEERS = st.builds(PolicyPeer, st.none() | SELECTORS, st.none() | SELECTORS, NAMES, TEXTS)
+RULES = st.builds(
+    PolicyRule,
+    st.lists(PEERS, max_size=1).map(tuple),
+    st.lists(st.builds(PolicyPort, NAMES, NAMES, INODES), max_size=1).map(tuple),
+)
+DIRECTIONS = st.none() | st.lists(RULES, max_size=2).map(tuple)
+POLICIES = st.builds(NetworkPolicy, NAMES, NAMES, SELECTORS, DIRECTIONS, DIRECTIONS)
 NODES = st.builds(
     Node,
     NAMES,
@@ -34,6 +71,16 @@ NODES = st.builds(
     st.dictionaries(INODES, NAMES, max_size=3),
     TEXTS,
     INODES,
+    cluster_pods=st.dictionaries(NAMES, CLUSTER_PODS, max_size=2),
+    cluster_pod_by_address=LABELS,
+    node_by_address=LABELS,
+    services=st.dictionaries(NAMES, SERVICES, max_size=2),
+    service_by_address=LABELS,
+    endpoint_slices=st.dictionaries(
+        NAMES, st.builds(EndpointSlice, NAMES, NAMES, PORTS, TEXTS, TEXTS), max_size=2
+    ),
+    network_policies=st.dictionaries(NAMES, POLICIES, max_size=2),
+    namespace_labels=st.dictionaries(NAMES, LABELS, max_size=2),
 )
 
 
@@ -62,7 +109,7 @@ def test_only_what_changed_is_in_a_patch():
 
 def test_what_a_later_model_knows_is_ignored():
     node = NodeReader().apply(
-        {"services": {"a": 1}, "pods": {"u": {"uid": "u", "namespace": "", "name": "p", "qos": 9}}}
+        {"weather": {"a": 1}, "pods": {"u": {"uid": "u", "namespace": "", "name": "p", "qos": 9}}}
     )
     assert node.pods == {"u": Pod("u", "", "p")}
 
