@@ -195,13 +195,12 @@ static __always_inline struct last_told *told_last(const struct sight *sight)
 	return last && last->packet_id && last->skb == (__u64)sight->skb ? last : NULL;
 }
 
-/* Is what lies in a followed packet's memory still that packet? */
-static __always_inline int same_packet(const struct followed *known, const struct sight *sight,
-				       int may_begin)
+/* Is it the packet that had this signature, or does it hold that in a tunnel? */
+static __always_inline int same_packet(__u32 signature, const struct sight *sight, int may_begin)
 {
-	if (known->signature == sight->signature)
+	if (signature == sight->signature)
 		return may_begin != MUST_BEGIN;
-	return known->signature == inner_signature(sight);
+	return signature == inner_signature(sight);
 }
 
 /*
@@ -213,22 +212,19 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, i
 {
 	__u64 head = (__u64)sight->head;
 	struct followed *known = followed_packets.lookup(&head);
-	struct last_told *last = known ? NULL : told_last(sight);
+	struct last_told *last = told_last(sight);
 	struct followed fresh = {};
 
 	if (!known && !last && !may_begin)
 		return NULL;
 	look(typed, sight);
-	if (known)
-		fresh = *known;
-	if (last) {
+	if (known && same_packet(known->signature, sight, may_begin))
+		return known;
+	/* What is known of this memory may be of a packet long gone. */
+	if (last && same_packet(last->signature, sight, may_begin)) {
+		*flags |= HOP_JOINED;
 		fresh.packet_id = last->packet_id;
 		fresh.signature = last->signature;
-	}
-	if (fresh.packet_id && same_packet(&fresh, sight, may_begin)) {
-		if (known)
-			return known;
-		*flags |= HOP_JOINED;
 	} else {
 		if (!may_begin || !packet_selected(sight))
 			return NULL;

@@ -306,7 +306,7 @@ def _conntrack_rows(
     """Of each packet the row whose conntrack entry is nearest to the connection's opener.
 
     Namespaces have an entry each. A translated one is preferred; of several the first that a
-    packet of the opener met, and the last that an answer met.
+    packet of the opener met, as it was in the end, and the last that an answer met.
     """
     count, first = len(rows), order.starts[:-1]
     entry = rows["ct"]
@@ -325,9 +325,33 @@ def _conntrack_rows(
     has_nat = nat_last >= 0
     opening = np.where(has_nat, nat_first, any_first)
     closing = np.where(has_nat, nat_last, any_last)
+    opening = _at_its_end(rows, order, translated, opening)
     known = opening < count
     is_reply = info[np.where(known, opening, 0)] >= _IP_CT_IS_REPLY
     return np.where(known, np.where(is_reply, closing, opening), -1)
+
+
+def _at_its_end(
+    rows: np.ndarray,
+    order: branches.Order,
+    translated: NDArray[np.bool_],
+    opening: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Of each packet the last row with the entry of its row `opening`, where that is translated.
+
+    DNAT is settled before SNAT: until then the entry does not tell how answers look.
+    """
+    count = len(rows)
+    row = np.flatnonzero(translated)
+    packet = np.searchsorted(order.starts, row, "right") - 1
+    chosen = opening[packet]
+    row, packet, chosen = (part[chosen < count] for part in (row, packet, chosen))
+    same = (rows["ct"]["orig"][row] == rows["ct"]["orig"][chosen]) & (
+        rows["netns"][row] == rows["netns"][chosen]
+    )
+    settled = opening.copy()
+    np.maximum.at(settled, packet[same], row[same])
+    return settled
 
 
 def _last_deaths(rows: np.ndarray, order: branches.Order, drops: np.ndarray) -> dict[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import select
 import socket
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lab.namespaces import Namespace
+
+ANSWER_BYTES = 77
 
 _ports = itertools.count(20011, 2)
 
@@ -77,3 +80,38 @@ def tcp_listener(
         made.bind(("", port))
         made.listen(4)
         yield made
+
+
+def ask(
+    where: Namespace, to: tuple[str, int], servers: list[socket.socket], count: int
+) -> tuple[int, int]:
+    """`count` numbered questions from one socket, each answered before the next.
+
+    Returns the asker's port and which of `servers` (UDP) answered.
+    """
+    with where.socket(family_of(to[0]), socket.SOCK_DGRAM) as sender:
+        for number in range(count):
+            sender.sendto(number.to_bytes(4, "big") + b"question", to)
+            ready, _, _ = select.select(servers, [], [], 5)
+            assert len(ready) == 1, f"{to}: {len(ready)} servers got the question"
+            question, came_from = ready[0].recvfrom(100)
+            ready[0].sendto(question[:4] + bytes(ANSWER_BYTES - 4), came_from)
+            sender.recv(100)
+        return sender.getsockname()[1], servers.index(ready[0])
+
+
+def converse(where: Namespace, to: tuple[str, int], server: socket.socket) -> int:
+    """One short TCP connection to a listening server, ended in good order; the client's port."""
+    with where.socket(family_of(to[0]), socket.SOCK_STREAM) as client:
+        client.connect(to)
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(5)
+            client.sendall(b"question")
+            accepted.recv(100)
+            accepted.sendall(b"answer")
+            client.recv(100)
+            client.shutdown(socket.SHUT_WR)
+            accepted.recv(100)
+        client.recv(100)
+        return client.getsockname()[1]

@@ -60,13 +60,15 @@ def received(place: str, version: int = 4, device: str = "eth0") -> list[str]:
     return [f"{place} {device} {hook}" for hook in hooks]
 
 
-def bridged(bridge: str, ports: tuple[str, str], version: int = 4) -> list[str]:
-    """Through the node's bridge, with br_netfilter."""
+def bridged(
+    bridge: str, ports: tuple[str, str], version: int = 4, place: str = "node"
+) -> list[str]:
+    """Through the bridge of a node, with br_netfilter."""
     came, left = ports
     return [
-        *(f"node {came} {hook}" for hook in ("netif_rx", "netif_receive_skb")),
-        *(f"node {bridge} {hook}" for hook in nf(version, *THROUGH)),
-        *(f"node {left} {hook}" for hook in ("net_dev_queue", "net_dev_start_xmit")),
+        *(f"{place} {came} {hook}" for hook in ("netif_rx", "netif_receive_skb")),
+        *(f"{place} {bridge} {hook}" for hook in nf(version, *THROUGH)),
+        *(f"{place} {left} {hook}" for hook in ("net_dev_queue", "net_dev_start_xmit")),
     ]
 
 
