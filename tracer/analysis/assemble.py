@@ -349,7 +349,7 @@ def _at_its_end(
     same = (rows["ct"]["orig"][row] == rows["ct"]["orig"][chosen]) & (
         rows["netns"][row] == rows["netns"][chosen]
     )
-    settled = opening.copy()
+    settled: NDArray[np.int64] = opening.copy()
     np.maximum.at(settled, packet[same], row[same])
     return settled
 
