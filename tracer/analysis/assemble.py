@@ -27,6 +27,9 @@ PACE_NS = 200_000_000
 BUSY_HOPS = 10_000
 """With more hops waiting than this, they are looked through only every PACE_NS."""
 MANY_DROPS = 4096
+MANY_WAITING = 65536
+"""As many as the kernel follows at once (MAX_FOLLOWED)."""
+_IN_SOCKET = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED, HOP.HOP_CONSUMED)
 _IP_CT_RELATED, _IP_CT_IS_REPLY, _IP_CT_RELATED_REPLY = 1, 3, 4
 _IPS_NAT_MASK = 0x30
 
@@ -113,6 +116,8 @@ class Assembler:
         self._looked_ns = 0
         self._lost, self._loss_looked_ns = 0, 0
         self._losses: list[tuple[int, int, int]] = []
+        self._quiet: dict[int, None] = {}
+        """Ids of packets that were given back before they had ended."""
 
     def add(self, hops: np.ndarray, drops: np.ndarray) -> None:
         """Take batches of `struct hop_event` and `struct drop_event`, in any order."""
@@ -143,12 +148,19 @@ class Assembler:
         if rows is None:
             return []
         ids = branches.roots(rows)
-        done = np.ones(len(rows), bool) if everything else _complete(rows, ids, drops, now_ns)
+        done, quiet = _complete(rows, ids, drops, now_ns)
+        done |= everything
         self._hops = [] if done.all() else [rows[~done]]
         known = np.isin(drops["packet_id"], rows["packet_id"][done])
         kept = drops[~known]
         self._drops = [kept] if len(kept) else []
-        return self._paths(*branches.sort(rows, ids, done), drops[known]) if done.any() else []
+        if not done.any():
+            return []
+        paths = self._paths(*branches.sort(rows, ids, done), drops[known])
+        self._quiet.update(dict.fromkeys(rows["packet_id"][quiet].tolist()))
+        for one in list(self._quiet)[: max(0, len(self._quiet) - MANY_WAITING)]:
+            del self._quiet[one]
+        return paths
 
     def _join_orphans(
         self, drops: np.ndarray, now_ns: int, *, everything: bool
@@ -191,7 +203,10 @@ class Assembler:
         flows = self._flows_of(batch)
         deaths = _last_deaths(rows, batch.order, drops)
         lost = self._lost_during(rows["time_ns"][first], rows["time_ns"][last])
+        late = self._late(rows[first])
         for number in range(len(first)):
+            if number in late:
+                continue
             death = deaths.get(number)
             yield Path(
                 batch,
@@ -204,6 +219,15 @@ class Assembler:
                 joined=joined_each[number],
                 lost=lost[number],
             )
+
+    def _late(self, first: np.ndarray) -> set[int]:
+        """Which packets, by their first hops, were given back while they waited in their socket.
+
+        That they are read or freed now makes no other packets of them.
+        """
+        unbegun = first["flags"] & FLAG.HOP_FIRST == 0
+        numbers = np.flatnonzero(unbegun & np.isin(first["hop"], _IN_SOCKET)).tolist()
+        return {one for one in numbers if int(first["packet_id"][one]) in self._quiet}
 
     def _flows_of(self, batch: Batch) -> list[Flow]:
         """Of each packet, in the order of time, for the first seen of a connection names it."""
@@ -258,8 +282,8 @@ def _without_strays(rows: np.ndarray, now_ns: int, *, everything: bool) -> np.nd
 
 def _complete(
     rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray, now_ns: int
-) -> NDArray[np.bool_]:
-    """Which rows belong to packets that are complete.
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which rows belong to packets that are complete, and last rows that only are quiet.
 
     A joined packet has several ids, one for each place of its data; it is complete when each of
     them has ended, is quiet, or was left by its sk_buff for the next.
@@ -274,7 +298,8 @@ def _complete(
     ended = branches.is_end(hops) & (rows["flags"][last] & FLAG.HOP_GONE > 0)
     told = np.isin(rows["packet_id"][last], drops["packet_id"])
     ended &= (hops != HOP.HOP_DROPPED) | told
-    ended |= rows["time_ns"][last].astype(np.int64) < now_ns - QUIET_NS
+    quiet = ~ended & (rows["time_ns"][last].astype(np.int64) < now_ns - QUIET_NS)
+    ended |= quiet
     latest: dict[int, int] = {}
     for one, time_ns in zip(root.tolist(), rows["time_ns"][last].tolist(), strict=True):
         latest[one] = max(latest.get(one, 0), time_ns)
@@ -282,7 +307,7 @@ def _complete(
     if moved.any():
         newest = np.array([latest[one] for one in root.tolist()], np.uint64)
         ended |= np.isin(root, root[moved]) & (rows["time_ns"][last] < newest)
-    return ~np.isin(ids, root[~ended]) & np.isin(ids, root)
+    return ~np.isin(ids, root[~ended]) & np.isin(ids, root), last[quiet]
 
 
 def _netns(rows: np.ndarray, order: branches.Order) -> NDArray[np.uint32]:

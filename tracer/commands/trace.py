@@ -115,7 +115,7 @@ class Trace:
         recorder = outputs.recorder
         found = (recorder.evidence,) if recorder else ()
         self._explainer = Explainer(lambda: session.inventory.node, *found)
-        self.packets = self.shown = 0
+        self.packets = self.shown = self._read_ns = 0
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -124,6 +124,7 @@ class Trace:
 
     def read(self) -> bool:
         """Take what waits in the rings; True when something did."""
+        self._read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         # A drop is told after its hop: read in this order, no drop comes without its hop.
         drops, hops = self._drops.take(), self._hops.take()
         if not len(hops) and not len(drops):
@@ -140,7 +141,8 @@ class Trace:
 
     def write(self, *, everything: bool = False) -> None:
         """Write the paths that are complete, or all that are left."""
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        # Of what happened since, a reader that is behind knows nothing: no packet is quiet yet.
+        now_ns = self._read_ns
         self._assembler.note_losses(self._session.lost.get("hops", 0), now_ns)
         paths = self._assembler.take(now_ns, everything=everything)
         self.packets += len(paths)

@@ -28,6 +28,8 @@ from hop_rows import (
     SERVER,
     TCP,
     XMIT,
+    A,
+    B,
     context,
     drop,
     hop,
@@ -349,3 +351,32 @@ def test_a_route_of_a_packet_that_was_given_back_is_thrown_away():
     assert assembler.take(10) == []
     assert assembler.take(10_000_000_000) == []
     assert assembler._hops == []
+
+
+def test_a_packet_that_is_read_late_is_no_second_one():
+    """It was given back while it waited in its socket."""
+    assembler = Assembler()
+    assembler.add(rows(*sent(), hop(LEAVE, 300, nf=IN, netns=SERVER)), no_drops())
+    assert len(assembler.take(300 + QUIET_NS + 1)) == 1
+    assembler.add(rows(hop(COPIED, 5 * S, netns=SERVER), hop(CONSUMED, 5 * S + 1)), no_drops())
+    assembler.add(hop(COPIED, 5 * S, packet=2, netns=SERVER), no_drops())
+    (other,) = assembler.take(9 * S)
+    assert other.rows["packet_id"].tolist() == [2]
+
+
+def test_conntrack_of_a_masqueraded_packet_is_told_as_it_was_in_the_end():
+    """DNAT is settled first: only after SNAT does the entry tell how answers look."""
+    service, pod, gateway = ("10.96.0.10", 80), B, ("10.1.0.1", 999)
+    entry = {"orig": (A, service), "info": 2}
+    between = {"status": 0x20, "reply": (pod, A)} | entry
+    settled = {"status": 0x30, "reply": (pod, gateway)} | entry
+    record = one(
+        *sent(goal=service),
+        hop(ENTER, 200, nf=PRE, goal=service),
+        hop(LEAVE, 210, nf=PRE, ct=between),
+        hop(ENTER, 220, nf=POST, ct=between),
+        hop(LEAVE, 230, nf=POST, source=gateway, ct=settled),
+        hop(QUEUE, 240, source=gateway, ct=settled),
+    )
+    assert record["conntrack.reply.dst.address"] == gateway[0]
+    assert record["conntrack.reply.dst.port"] == gateway[1]
