@@ -297,9 +297,12 @@ class Session(Run):
                 lost[f"{function} missed"] = misses
         return lost
 
-    def new_losses(self) -> dict[str, int]:
-        """What was lost since the last call, by source; `lost` has the totals."""
-        losses = self.losses()
+    def new_losses(self, others: Mapping[str, int] | None = None) -> dict[str, int]:
+        """What was lost since the last call, by source; `lost` has the totals.
+
+        `others` are totals of sources that are not of the loaded program.
+        """
+        losses = {**self.losses(), **(others or {})}
         new = {source: count - self.lost.get(source, 0) for source, count in losses.items()}
         self.lost = losses
         return {source: count for source, count in new.items() if count}

@@ -13,17 +13,19 @@ LAYERS = {
     "__main__": {"cli"},
     "cli": {"", "commands", "config", "errors"},
     "config": {"errors"},
-    "commands": {"", "session", "explaining", "nf_cover", "notify", "errors"}
-    | {"model", "flow_table", "layout"}
+    "commands": {"", "session", "explaining", "nf_cover", "ct_tracking", "notify", "errors"}
+    | {"attribution", "model", "flow_table", "layout"}
     | {"kernel", "inventory", "netfilter", "analysis", "sinks", "recording"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
+    "attribution": {"", "model", "layout", "errors", "inventory", "netfilter", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},
+    "ct_tracking": {"", "model", "ct_layout", "errors", "inventory", "netfilter", "analysis"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
-    "netfilter": {"", "model", "errors"},
-    "analysis": {"", "model", "flow_table", "layout", "errors"},
+    "netfilter": {"", "model", "ct_layout", "errors"},
+    "analysis": {"", "model", "flow_table", "layout", "ct_layout", "errors"},
     "sinks": {"", "model", "flow_table", "layout", "errors", "files"},
     "recording": {"", "model", "layout", "errors", "files", "analysis"},
     "files": {"errors"},
@@ -31,6 +33,7 @@ LAYERS = {
     "layout": {"errors"},
     "notify": {"errors"},
     "flow_table": {"model", "errors"},
+    "ct_layout": set(),
     "model": set(),
     "errors": set(),
     "": set(),

@@ -31,7 +31,7 @@ _TRANSPORTS = {
     112: "vrrp", _SCTP: "sctp", 136: "udplite",
 }  # fmt: skip
 _WITH_PORTS = frozenset((_TCP, _UDP, 33, _SCTP, 136))
-_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "NS")
+TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "NS")
 _SCTP_CHUNKS = {
     0: "DATA", 1: "INIT", 2: "INIT_ACK", 3: "SACK", 4: "HEARTBEAT", 5: "HEARTBEAT_ACK",
     6: "ABORT", 7: "SHUTDOWN", 8: "SHUTDOWN_ACK", 9: "ERROR", 10: "COOKIE_ECHO",
@@ -67,7 +67,7 @@ def parse(ethertype: int, data: bytes) -> Record:
 
 def tcp_flags(bits: int) -> str:
     """`SYN,ACK` for the low nine bits of a TCP header's flags word, in header order."""
-    return ",".join(name for bit, name in enumerate(_TCP_FLAGS) if bits >> bit & 1)
+    return ",".join(name for bit, name in enumerate(TCP_FLAGS) if bits >> bit & 1)
 
 
 def transport(protocol: int) -> str:

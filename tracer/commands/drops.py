@@ -11,11 +11,14 @@ examples:
 from __future__ import annotations
 
 import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.analysis.drops import drop_record, summary_records
 from tracer.analysis.frames import frames
+from tracer.attribution.naming import RuleNaming
+from tracer.attribution.narrow import narrow
 from tracer.commands import options
 from tracer.errors import ExitCode, TracerError
 from tracer.explaining import Explainer
@@ -31,6 +34,7 @@ from tracer.sinks.pcapng import Pcapng
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     import numpy as np
 
@@ -74,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", type=Path, metavar="FILE.pcapng", help="write the packets for Wireshark, too"
     )
+    options.add_rules(parser, default="read")
     options.add_run_options(parser)
     group.add_argument("--reader", choices=READERS, help="how to read the ring buffer, for tests")
 
@@ -101,11 +106,17 @@ class Drops:
     """Turns ring batches into records, with their explanations, into a sink."""
 
     def __init__(
-        self, session: Session, sink: Sink, capture: Pcapng | None, *, with_stack: bool
+        self,
+        session: Session,
+        sink: Sink,
+        capture: Pcapng | None,
+        rules: RuleNaming | None,
+        *,
+        with_stack: bool,
     ) -> None:
         """Write the drops of `session` to `sink`, and their packets to `capture`."""
         self._session, self._sink, self._capture = session, sink, capture
-        self._with_stack = with_stack
+        self._rules, self._with_stack = rules, with_stack
         self.shown = 0
         self._explainer = Explainer(lambda: session.inventory.node)
 
@@ -119,12 +130,26 @@ class Drops:
         if any(netns not in known for netns in set(events["netns"].tolist()) if netns):
             self._session.inventory.poke()
         records = [drop_record(event, context, with_stack=True) for event in events]
-        self._sink.write([self._explained(record) for record in records])
+        self.shown += len(records)
+        self._show(self._rules.add(records, events) if self._rules else records)
         if self._capture:
             self._capture.write(frames("drops", events, context))
-        self.shown += len(records)
         if limit is not None and self.shown >= limit:
             self._session.stop()
+
+    def show_named(self) -> None:
+        """Show the drops whose rules have become known since."""
+        if self._rules:
+            self._show(self._rules.named())
+
+    def show_last(self) -> None:
+        """Show what is left, once there will be no more drops."""
+        if self._rules:
+            self._show(self._rules.last())
+
+    def _show(self, records: list[Record]) -> None:
+        if records:
+            self._sink.write([self._explained(record) for record in records])
 
     def _explained(self, record: Record) -> Record:
         record = self._explainer.explain(record)
@@ -134,7 +159,8 @@ class Drops:
 
     def tell_losses(self) -> None:
         """Report what was lost since the last look."""
-        for source, count in self._session.new_losses().items():
+        own = {"rule_trace": self._rules.lost} if self._rules and self._rules.lost else {}
+        for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
 
     def summarise(self) -> None:
@@ -167,7 +193,9 @@ def _fill_reasons(session: Session, wanted: list[str]) -> None:
         reasons.update(numbers[name].to_bytes(4, "little"), ONE)
 
 
-def _follow(session: Session, args: argparse.Namespace, drops: Drops) -> None:
+def _follow(
+    session: Session, args: argparse.Namespace, drops: Drops, rules: RuleNaming | None
+) -> None:
     """Until the run ends: read batches, tell losses; then whatever is left in the ring."""
     info, fd = session.loaded.maps["drop_events"]
     dtype = layout().structs["drop_event"]
@@ -180,11 +208,15 @@ def _follow(session: Session, args: argparse.Namespace, drops: Drops) -> None:
     session.announce(args.ready_file)
     tick_s = time.monotonic()
     while session.running:
-        session.wait(TICK_S, ring.fileno())
+        session.wait(TICK_S, ring.fileno(), *(rules.descriptors if rules else ()))
+        if rules:
+            rules.follow()
+            rules.listen()
         events = ring.take()
         if len(events):
             drops.write(events)
             session.wait(PACE_S)
+        drops.show_named()
         if time.monotonic() - tick_s >= TICK_S:
             drops.tell_losses()
             tick_s = time.monotonic()
@@ -192,7 +224,20 @@ def _follow(session: Session, args: argparse.Namespace, drops: Drops) -> None:
     rest = ring.take()
     if len(rest):
         drops.write(rest)
+    drops.show_last()
     ring.close()
+
+
+@contextmanager
+def _rules(session: Session, args: argparse.Namespace) -> Iterator[RuleNaming | None]:
+    """What names the rules, as --rules says; None for off."""
+    if args.rules == "off":
+        yield None
+        return
+    with closing(RuleNaming(lambda: session.inventory.node, session.wake, say)) as rules:
+        if args.rules == "trace":
+            rules.trace(session.selection, narrow(" ".join(args.filter)))
+        yield rules
 
 
 def run(args: argparse.Namespace) -> ExitCode:
@@ -210,8 +255,9 @@ def run(args: argparse.Namespace) -> ExitCode:
         concurrent=args.concurrent,
     ) as session:
         _fill_reasons(session, args.reason)
-        drops = Drops(session, sink, capture, with_stack=args.stack)
-        _follow(session, args, drops)
+        with _rules(session, args) as rules:
+            drops = Drops(session, sink, capture, rules, with_stack=args.stack)
+            _follow(session, args, drops, rules)
         drops.summarise()
     sink.close()
     if capture:

@@ -94,6 +94,25 @@ def sample_rate(text: str) -> int:
     return int(rate)
 
 
+RULES = {
+    "trace": "name the rules by the kernel's own trace, of the selected packets only: for that"
+    " a table of our own is there while tracer runs",
+    "read": "name them by reading the rules, which changes nothing: inferred",
+    "off": "do not",
+}
+
+
+def add_rules(parser: argparse.ArgumentParser, default: str) -> None:
+    """--rules[=trace|read|off]: how the rules behind verdicts are found."""
+    group = parser.add_argument_group("rules")
+    for way, text in RULES.items():
+        # Each form by its whole name: with nargs="?" argparse would take the FILTER for a value.
+        names = ["--rules"] * (way == "trace") + [f"--rules={way}"]
+        shown = f"{text} (the default)" if way == default else text
+        group.add_argument(*names, dest="rules", action="store_const", const=way, help=shown)
+    parser.set_defaults(rules=default)
+
+
 def add_path_selection(parser: argparse.ArgumentParser) -> None:
     """--tcp-flags, --sample, --first, --slow, --dropped, --count: which packets are followed."""
     group = parser.add_argument_group("what")

@@ -1,0 +1,54 @@
+"""Which rule decided, as flat record fields (docs/formats.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracer.analysis.ruleset.model import End, Verdict
+    from tracer.model import Record
+
+TRACED, INFERRED = "traced", "inferred"
+"""`netfilter.rule_source`: told by the kernel's trace, or worked out from the rules."""
+
+
+def rule_fields(end: End, source: str) -> Record:
+    """Place, text and verdict of the rule, or policy, that ended a base chain."""
+    base, rule = end.base, end.rule
+    fields: Record = {
+        "netfilter.family": base.family,
+        "netfilter.backend": base.backend,
+        "netfilter.table": base.table,
+        "netfilter.chain": rule.chain if rule else base.name,
+    }
+    if rule:
+        fields |= {"netfilter.rule": rule.text} if rule.text else {}
+        fields |= {"netfilter.handle": rule.handle} if rule.handle else {}
+    else:
+        fields["netfilter.policy"] = end.verdict
+    fields["netfilter.verdict"] = end.verdict
+    fields["netfilter.path"] = chains_of(end)
+    if base.base:
+        fields["netfilter.priority"] = base.base.priority
+    fields["netfilter.rule_source"] = source
+    return fields
+
+
+def chains_of(end: End) -> list[str]:
+    """The chains that were open at the end: the base chain first, the deciding rule's last."""
+    chains = [rule.chain for rule in end.path]
+    chains.append(end.rule.chain if end.rule else end.base.name)
+    return chains
+
+
+def candidate_fields(verdicts: Sequence[Verdict]) -> Record:
+    """Several rules of which one must have decided: none of them is named as the one."""
+    candidates = []
+    for verdict in verdicts:
+        own = rule_fields(verdict.ends[-1], INFERRED)
+        told = {name.removeprefix("netfilter."): value for name, value in own.items()}
+        del told["rule_source"]
+        candidates.append({**told, "assumed": list(verdict.assumed)})
+    return {"netfilter.candidates": candidates, "netfilter.rule_source": INFERRED}

@@ -1,0 +1,117 @@
+"""A drop, as the hooks saw it → the packet that rules are evaluated against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tracer.analysis.packet import TCP_FLAGS
+from tracer.analysis.ruleset.model import Conntrack, Host, Packet, Tuple
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tracer.model import Node, Record
+
+_FAMILIES = {0x0800: "ip", 0x86DD: "ip6", 0x0806: "arp"}
+_ETHERNET_BYTES = 14
+_CONNTRACK_IN_RULES = {"src-nat": "snat", "dst-nat": "dnat"}
+"""Where rules have other words than conntrack-tools."""
+
+
+def packet_at(event: np.void, record: Record, node: Node) -> Packet:
+    """The packet of a `struct drop_event` and its record, in the hook that dropped it.
+
+    A rule may have changed what it was when it entered the hook; nothing tells that.
+    """
+    data = event["packet"].tobytes()[: int(event["captured_bytes"])]
+    network = data[layout().constants["L2_BYTES"] :]
+    ethertype = int(event["tuple"]["ethertype"])
+    family = _FAMILIES.get(ethertype, "")
+    iif, oif = _devices(event, record, node)
+    has_mac = bool(event["has_mac"]) and len(data) >= _ETHERNET_BYTES
+    fragment = record.get("ip.fragment.offset", 0)
+    return Packet(
+        family=family,
+        saddr=record.get("src.address"),
+        daddr=record.get("dst.address"),
+        protocol=int(event["tuple"]["protocol"]) if family in ("ip", "ip6") else None,
+        sport=record.get("src.port"),
+        dport=record.get("dst.port"),
+        tcp_flags=_tcp_flags(record),
+        icmp_type=record.get("icmp.type"),
+        icmp_code=record.get("icmp.code"),
+        iif=iif,
+        oif=oif,
+        mark=int(event["mark"]),
+        ct=_conntrack(record),
+        length_bytes=record.get("ip.length"),
+        ttl=record.get("ip.ttl"),
+        dscp=_dscp(family, network),
+        fragment_offset=fragment,
+        ether_daddr=data[:6].hex(":") if has_mac else None,
+        ether_saddr=data[6:12].hex(":") if has_mac else None,
+        ether_type=ethertype,
+    )
+
+
+def host_of(node: Node, netns: int) -> Host:
+    """The addresses that are a namespace's own."""
+    own = (device.addresses for key, device in node.devices.items() if key[0] == netns)
+    return Host(frozenset(address for addresses in own for address in addresses))
+
+
+def _devices(event: np.void, record: Record, node: Node) -> tuple[str | None, str | None]:
+    """Input and output device by the hook; None where the drop does not tell."""
+    here, hook = record.get("interface.name"), record.get("netfilter.hook", "")
+    came = node.devices.get((int(event["netns"]), int(event["iif"])))
+    if hook in ("PREROUTING", "INPUT", "INGRESS"):
+        return here, ""
+    if hook == "FORWARD":
+        return here or (came.name if came else None), None
+    if hook == "OUTPUT":
+        return "", here
+    if hook == "POSTROUTING":
+        return (came.name if came else "" if not event["iif"] else None), here
+    return None, None
+
+
+def _tcp_flags(record: Record) -> int | None:
+    text = record.get("tcp.flags")
+    if text is None:
+        return None
+    return sum(1 << TCP_FLAGS.index(name) for name in text.split(",") if name)
+
+
+def _dscp(family: str, network: bytes) -> int | None:
+    if family == "ip" and len(network) > 1:
+        return network[1] >> 2
+    if family == "ip6" and len(network) > 1:
+        return (int.from_bytes(network[:2], "big") >> 4 & 0xFF) >> 2
+    return None
+
+
+def _conntrack(record: Record) -> Conntrack:
+    if "conntrack.state" in record:
+        status = record["conntrack.status"]
+        return Conntrack(
+            state=record["conntrack.state"],
+            status=frozenset(_CONNTRACK_IN_RULES.get(word, word) for word in status),
+            direction=record["conntrack.direction"],
+            mark=record["conntrack.mark"],
+            zone=record["conntrack.zone"],
+            original=_tuple(record, "orig"),
+            reply=_tuple(record, "reply"),
+        )
+    # Rules that look for an entry and find none take the packet for invalid, whatever the cause.
+    return Conntrack(state="invalid")
+
+
+def _tuple(record: Record, way: str) -> Tuple:
+    dot = f"conntrack.{way}."
+    return Tuple(
+        record.get(f"{dot}src.address", ""),
+        record.get(f"{dot}dst.address", ""),
+        record.get(f"{dot}src.port"),
+        record.get(f"{dot}dst.port"),
+    )

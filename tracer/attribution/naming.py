@@ -1,0 +1,175 @@
+"""Drops → the rule that dropped them, traced or inferred, without keeping anybody waiting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tracer.analysis.headers import packet_key
+from tracer.analysis.rule_fields import TRACED, rule_fields
+from tracer.analysis.rule_packet import packet_at
+from tracer.analysis.rule_trace import knows, traced_end
+from tracer.attribution.readings import Readings
+from tracer.attribution.tables import TraceTables
+from tracer.attribution.visits import Lethal
+from tracer.layout import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from tracer.analysis.ruleset.model import End, Packet
+    from tracer.analysis.selection import PodSelection
+    from tracer.attribution.readings import Reading
+    from tracer.model import Node, Record
+    from tracer.netfilter.nft_table import Match
+    from tracer.netfilter.nft_trace import Visit
+
+HOLD_NS = 10_000_000_000
+"""How long a drop waits for its rules to be read; then it is shown without."""
+MAX_WAITING = 20_000
+MECHANISMS = ("nf_tables", "hook", "nf_queue")
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A drop whose rule is not known yet."""
+
+    record: Record
+    netns: int
+    time_ns: int
+    packet: Packet
+    visit: Visit | None
+
+
+class RuleNaming:
+    """Names the rules behind drops."""
+
+    def __init__(
+        self,
+        node: Callable[[], Node],
+        wake: Callable[[], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        """Read rules where drops ask for it; `wake` is called from another thread when read."""
+        self._node, self._warn = node, warn
+        self._readings = Readings(node, wake, warn)
+        self._tables: TraceTables | None = None
+        self._lethal = Lethal()
+        self._waiting: list[_Waiting] = []
+        self._version = -1
+
+    def trace(self, selection: PodSelection, matches: Sequence[Match]) -> None:
+        """Switch the kernel's trace on for these packets, from now on."""
+        self._tables = TraceTables(selection, matches)
+        self.follow()
+        # Texts of rules must be known before they are gone.
+        for netns in self._tables.traced:
+            self._readings.ask(netns)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What epoll waits for."""
+        return self._tables.descriptors if self._tables else []
+
+    @property
+    def lost(self) -> int:
+        """Trace messages that the kernel could not give us."""
+        return self._tables.lost if self._tables else 0
+
+    def follow(self) -> None:
+        """Trace where pods have come, and no longer where they have gone."""
+        node = self._node()
+        if self._tables and node.version != self._version:
+            self._version = node.version
+            for warning in self._tables.update(node):
+                self._warn(f"warning: {warning}")
+
+    def listen(self) -> None:
+        """Take what the kernel's trace has told; before the drops that it belongs to."""
+        for netns, visit in self._tables.take() if self._tables else ():
+            self._lethal.add(netns, visit)
+
+    def add(self, records: Sequence[Record], events: np.ndarray) -> list[Record]:
+        """Take drops; those that no rule decided, or that cannot wait, are given back."""
+        self.listen()
+        node, through = self._node(), []
+        for record, event in zip(records, events, strict=True):
+            decided = record.get("netfilter.mechanism") in MECHANISMS and event["netns"]
+            if not decided or len(self._waiting) >= MAX_WAITING:
+                through.append(record)
+                continue
+            packet = packet_at(event, record, node)
+            visit = self._visit(record, event)
+            self._waiting.append(
+                _Waiting(record, int(event["netns"]), int(event["time_ns"]), packet, visit)
+            )
+        return through
+
+    def named(self) -> list[Record]:
+        """The drops whose rules are known by now, or that have waited long enough."""
+        if not self._waiting:
+            return []
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        done, waiting = [], []
+        for one in self._waiting:
+            # A handle never comes back: any reading that has the traced rules will do.
+            known = self._readings.latest(one.netns) if one.visit else None
+            reading = self._readings.reading(one.netns, one.time_ns)
+            if known and one.visit and knows(known.ruleset, _place(one.visit), one.visit.steps):
+                done.append(self._name(one, known))
+            elif reading:
+                done.append(self._name(one, reading))
+            elif now_ns - one.time_ns > HOLD_NS:
+                done.append(one.record)
+            else:
+                waiting.append(one)
+        self._waiting = waiting
+        return done
+
+    def last(self) -> list[Record]:
+        """All that still wait, after the last `add`; waits for their rules."""
+        done = self.named()
+        while self._waiting:
+            time.sleep(0.02)
+            done += self.named()
+        return done
+
+    def close(self) -> None:
+        """Switch the trace off, and stop reading."""
+        if self._tables:
+            self._tables.close()
+        self._readings.close()
+
+    def _visit(self, record: Record, event: np.void) -> Visit | None:
+        data = event["packet"].tobytes()[layout().constants["L2_BYTES"] :]
+        family = record.get("netfilter.family", "")
+        # Before 6.1 a drop knows the family of its hook, not that of the table.
+        families = (family, "inet") if family in ("ip", "ip6") else (family,)
+        return self._lethal.take(
+            int(event["netns"]), packet_key(data), record["netfilter.mechanism"], families
+        )
+
+    def _name(self, one: _Waiting, reading: Reading) -> Record:
+        end = self._traced(one, reading) if one.visit else None
+        if end:
+            one.record.update(rule_fields(end, TRACED))
+        return one.record
+
+    def _traced(self, one: _Waiting, reading: Reading) -> End | None:
+        """What the trace says, unless it is about another hook than the drop."""
+        visit = one.visit
+        if visit is None:
+            return None
+        end = traced_end(
+            reading.ruleset, _place(visit), visit.steps, visit.verdict, by_policy=visit.by_policy
+        )
+        hook = one.record.get("netfilter.hook", "").lower()
+        base = end.base.base
+        return None if base and hook and base.hook != hook else end
+
+
+def _place(visit: Visit) -> tuple[str, str, str]:
+    return visit.family, visit.table, visit.chain

@@ -1,0 +1,203 @@
+"""The table that switches nf_tables' trace on: ours, and gone with the socket that made it.
+
+Its base chains stand before all others in every hook. They decide nothing: they set the trace
+mark of the chosen packets and accept, which in nf_tables ends nothing but the chain itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from tracer.netfilter import nfnl
+from tracer.netfilter.nfnl import attribute, be32, be64, nested, text
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator, Sequence
+
+NFNL_SUBSYS_NFTABLES = 10
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM = 0, 1, 2, 3, 6, 9, 12
+NEWGEN, GETGEN = 15, 16
+NFT_TABLE_F_OWNER = 2
+"""6da61c4a2a7c, 5.12: the table goes with the socket, and no one else can change it."""
+NFPROTO = {"ip": 2, "ip6": 10}
+NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
+HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+"""By number: enum nf_inet_hooks, and the same in enum nf_br_hooks."""
+FIRST = -(1 << 31)
+"""The lowest priority there is."""
+RATE_PACKETS = 1000
+"""Most packets a second that one of our rules chooses: each costs a message for every rule
+that it matches."""
+
+_META_PROTOCOL, _META_NFTRACE, _META_NFPROTO, _META_L4PROTO = 1, 12, 15, 16
+_NETWORK, _TRANSPORT = 1, 2
+_REGISTER, _VERDICT = 1, 0
+_ADDRESSES = {"ip": ("pods4", 7, 4, (12, 16)), "ip6": ("pods6", 8, 16, (8, 24))}
+"""Family → set, its key's type (libnftables' number) and size, offsets of the two addresses."""
+_ETHERTYPES = {"ip": 0x0800, "ip6": 0x86DD}
+_COMMENT = "tracer: marks packets to be traced, decides nothing, goes with its process"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Packets to be traced: every field that is set must hold."""
+
+    family: str = ""
+    """`ip` or `ip6`; empty: both, and then no address is set."""
+    protocol: int | None = None
+    saddr: str = ""
+    daddr: str = ""
+    sport: int | None = None
+    dport: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the table of one namespace shall mark."""
+
+    matches: Sequence[Match] = (Match(),)
+    """Any of them."""
+    addresses: frozenset[str] | None = None
+    """And the source or destination is one of these; None: whatever they are."""
+    bridge: bool = False
+    """In the bridge family's hooks too."""
+
+
+def generation(sock: socket.socket) -> int:
+    """The namespace's ruleset generation: another number after every change."""
+    for _, answer in nfnl.ask(sock, _message(GETGEN, 0, 0)):
+        for kind, value in nfnl.attributes(answer, nfnl.BODY, len(answer)):
+            if kind == 1:
+                return int.from_bytes(value, "big")
+    return 0
+
+
+def has_tables(sock: socket.socket, family: int) -> bool:
+    """Whether somebody has a table of this family in the namespace."""
+    return bool(list(nfnl.ask(sock, _message(GETTABLE, nfnl.NLM_F_DUMP, family))))
+
+
+def install(sock: socket.socket, name: str, wanted: Wanted, before: Wanted | None = None) -> None:
+    """Make the table, in one transaction, in the place of the one made for `before`.
+
+    It lives as long as `sock`. OSError where the kernel refuses: EINVAL or EOPNOTSUPP where it
+    knows no owned tables.
+    """
+    requests = [
+        _message(DELTABLE, nfnl.NLM_F_ACK, family, text(1, name)) for family in _families(before)
+    ]
+    for family in _families(wanted):
+        requests += _table(family, name, wanted)
+    nfnl.commit(sock, NFNL_SUBSYS_NFTABLES, requests)
+
+
+def _families(wanted: Wanted | None) -> list[int]:
+    if wanted is None:
+        return []
+    return [NFPROTO_INET, NFPROTO_BRIDGE] if wanted.bridge else [NFPROTO_INET]
+
+
+def _message(kind: int, flags: int, family: int, body: bytes = b"") -> bytes:
+    return nfnl.message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, body)
+
+
+def _new(kind: int, family: int, body: bytes) -> bytes:
+    flags = nfnl.NLM_F_ACK | nfnl.NLM_F_CREATE | nfnl.NLM_F_APPEND
+    return _message(kind, flags, family, body)
+
+
+def _table(family: int, name: str, wanted: Wanted) -> Iterator[bytes]:
+    note = _COMMENT.encode() + b"\0"
+    comment = bytes((0, len(note))) + note  # libnftnl's own type, length, value
+    yield _new(NEWTABLE, family, text(1, name) + be32(2, NFT_TABLE_F_OWNER) + attribute(6, comment))
+    if wanted.addresses is not None:
+        yield from _sets(family, name, wanted.addresses)
+    for number, hook in enumerate(HOOKS):
+        where = be32(1, number) + be32(2, FIRST)
+        chain = text(1, name) + text(3, hook) + nested(4, where) + be32(5, 1) + text(7, "filter")
+        yield _new(NEWCHAIN, family, chain)
+        for match in wanted.matches:
+            for expressions in _alternatives(family, match, wanted.addresses):
+                rule = text(1, name) + text(2, hook) + nested(4, *expressions, *_mark())
+                yield _new(NEWRULE, family, rule)
+
+
+def _sets(family: int, name: str, addresses: frozenset[str]) -> Iterator[bytes]:
+    for number, (kind, (set_name, key_type, size, _)) in enumerate(_ADDRESSES.items(), 1):
+        own = text(1, name) + text(2, set_name)
+        key = be32(3, 0) + be32(4, key_type) + be32(5, size)
+        yield _new(NEWSET, family, own + key + be32(10, number))
+        packed = [
+            ip_address(one).packed for one in sorted(addresses) if (":" in one) == (kind == "ip6")
+        ]
+        elements = [nested(1, nested(1, attribute(1, one))) for one in packed]
+        if elements:
+            body = text(1, name) + text(2, set_name) + be32(4, number) + nested(3, *elements)
+            yield _new(NEWSETELEM, family, body)
+
+
+def _alternatives(
+    family: int, match: Match, addresses: frozenset[str] | None
+) -> Iterator[list[bytes]]:
+    """The expressions of each rule that together say `match`."""
+    if addresses is None:
+        yield _expressions(family, match)
+        return
+    for kind, (set_name, _, size, offsets) in _ADDRESSES.items():
+        if match.family in ("", kind):
+            own = Match(kind, match.protocol, match.saddr, match.daddr, match.sport, match.dport)
+            for offset in offsets:
+                yield [
+                    *_expressions(family, own),
+                    _load(_NETWORK, offset, size),
+                    _expression("lookup", text(1, set_name), be32(2, _REGISTER)),
+                ]
+
+
+def _expressions(family: int, match: Match) -> list[bytes]:
+    made: list[bytes] = []
+    if match.family and family == NFPROTO_BRIDGE:
+        made += [_meta(_META_PROTOCOL), _equals(_ETHERTYPES[match.family].to_bytes(2, "big"))]
+    elif match.family:
+        made += [_meta(_META_NFPROTO), _equals(bytes((NFPROTO[match.family],)))]
+    if match.protocol is not None:
+        made += [_meta(_META_L4PROTO), _equals(bytes((match.protocol,)))]
+    if match.family:
+        _, _, size, offsets = _ADDRESSES[match.family]
+        for address, offset in zip((match.saddr, match.daddr), offsets, strict=True):
+            if address:
+                made += [_load(_NETWORK, offset, size), _equals(ip_address(address).packed)]
+    for port, offset in ((match.sport, 0), (match.dport, 2)):
+        if port is not None:
+            made += [_load(_TRANSPORT, offset, 2), _equals(port.to_bytes(2, "big"))]
+    return made
+
+
+def _mark() -> list[bytes]:
+    """Up to RATE_PACKETS a second: set the trace mark."""
+    limit = be64(1, RATE_PACKETS) + be64(2, 1) + be32(3, RATE_PACKETS)
+    return [
+        _expression("limit", limit),
+        _expression("immediate", be32(1, _REGISTER), nested(2, attribute(1, b"\1"))),
+        _expression("meta", be32(2, _META_NFTRACE), be32(3, _REGISTER)),
+        _expression("immediate", be32(1, _VERDICT), nested(2, nested(2, be32(1, 1)))),
+    ]
+
+
+def _expression(name: str, *parts: bytes) -> bytes:
+    return nested(1, text(1, name), nested(2, *parts))
+
+
+def _meta(key: int) -> bytes:
+    return _expression("meta", be32(2, key), be32(1, _REGISTER))
+
+
+def _load(base: int, offset: int, size: int) -> bytes:
+    return _expression("payload", be32(1, _REGISTER), be32(2, base), be32(3, offset), be32(4, size))
+
+
+def _equals(value: bytes) -> bytes:
+    return _expression("cmp", be32(1, _REGISTER), be32(2, 0), nested(3, attribute(1, value)))

@@ -1,0 +1,73 @@
+"""What nft, iptables-save and ipset print of the calling thread's network namespace.
+
+They are only asked to list; where a list could make the kernel load a module or make a table,
+/proc is asked first whether there is one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+TIMEOUT_S = 60.0
+_NET = Path("/proc/thread-self/net")
+"""/proc/net would be the namespace of the process, not of this thread."""
+_LEGACY = {
+    "iptables_legacy": ("ip_tables_names", "iptables-legacy-save"),
+    "ip6tables_legacy": ("ip6_tables_names", "ip6tables-legacy-save"),
+}
+_XT_NFT = {"iptables": "iptables-nft-save", "ip6tables": "ip6tables-nft-save"}
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What was printed; empty for what there is not."""
+
+    texts: dict[str, str]
+    """`nft`, `iptables`, `ip6tables`, `iptables_legacy`, `ip6tables_legacy`, `ipset`."""
+    warnings: tuple[str, ...] = ()
+
+
+def legacy_tables() -> bool:
+    """Whether xtables itself has tables here: changes of those are told by nobody."""
+    return any(_listed(tables) for tables, _ in _LEGACY.values())
+
+
+def list_rules() -> Printed:
+    """Run every program that has something to tell here."""
+    warnings: list[str] = []
+    texts = {"nft": _run(warnings, "nft", "-a", "-j", "list", "ruleset")}
+    for name, program in _XT_NFT.items():
+        texts[name] = _run(warnings, program, "-c")
+    for name, (tables, program) in _LEGACY.items():
+        texts[name] = _run(warnings, program, "-c") if _listed(tables) else ""
+    if any("--match-set" in texts[name] for name in (*_XT_NFT, *_LEGACY)):
+        texts["ipset"] = _run(warnings, "ipset", "save")
+    return Printed(texts, tuple(warnings))
+
+
+def _listed(tables: str) -> bool:
+    with suppress(OSError):
+        return bool(_NET.joinpath(tables).read_text().strip())
+    return False
+
+
+def _run(warnings: list[str], program: str, *arguments: str) -> str:
+    if not shutil.which(program):
+        warnings.append(f"{program}: not installed: its rules are not known")
+        return ""
+    try:
+        done = subprocess.run(
+            (program, *arguments), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        warnings.append(f"{program}: no answer for {TIMEOUT_S:.0f} s: its rules are not known")
+        return ""
+    if done.returncode:
+        first = done.stderr.strip().partition("\n")[0] or f"exit {done.returncode}"
+        warnings.append(f"{program}: {first}: its rules are not known")
+        return ""
+    return done.stdout
