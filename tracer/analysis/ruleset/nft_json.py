@@ -36,7 +36,7 @@ _PRIORITIES = {
 def sections(data: bytes) -> Iterator[bytes]:
     """The text of each table with all that is in it, in the order printed."""
     starts = [found.start() for found in _TABLE.finditer(data)]
-    ends = [*starts[1:], data.rfind(b"]")]
+    ends = [*starts[1:], data.rfind(b"]")] if starts else []
     for start, end in zip(starts, ends, strict=True):
         yield data[start:end].rstrip(b", \n")
 
