@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from tracer.analysis.ruleset.model import Chain, Packet, Rule, Ruleset, Table
     from tracer.model import Node, Record
 
-_COMMENTS = re.compile(r'(?:--comment|\bcomment) (?:"((?:\\.|[^"\\])*)"|([^\s"]+))')
+_QUOTED = r'(?:"((?:\\.|[^"\\])*)"|([^\s"]+))'
+_XT_COMMENT = re.compile(rf"--comment {_QUOTED}")
+_NFT_COMMENT = re.compile(rf"\bcomment {_QUOTED}")
 _ACTIONS = (
     # what stands in a rule's text → what it does to the packet
-    (re.compile(r"-j REJECT\b|\breject\b(?! comment)|\breject comment"), "rejected"),
+    (re.compile(r"-j REJECT\b|\breject\b"), "rejected"),
     (re.compile(r"-j DROP\b|\bdrop\b"), "dropped"),
     (re.compile(r"-j MASQUERADE\b|\bmasquerade\b"), "masqueraded"),
     (re.compile(r"-j SNAT\b|\bsnat\b"), "given another source"),
@@ -152,15 +154,18 @@ class Question:
 
 def comments(rule: Rule) -> tuple[str, ...]:
     """The comments of a rule, in order; an iptables rule may have several."""
-    found = [
-        re.sub(r"\\(.)", r"\1", quoted) or bare for quoted, bare in _COMMENTS.findall(rule.text)
-    ]
+    texts = _pattern(rule.text).findall(rule.text)
+    found = [re.sub(r"\\(.)", r"\1", quoted) or bare for quoted, bare in texts]
     return tuple(found) or ((rule.comment,) if rule.comment else ())
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return _XT_COMMENT if text.startswith("-A ") else _NFT_COMMENT
 
 
 def action(text: str) -> str:
     """What a rule does to a packet, from its text without the comments; may be empty."""
-    bare = _COMMENTS.sub("", text)
+    bare = _pattern(text).sub("", text)
     return next((word for pattern, word in _ACTIONS if pattern.search(bare)), "")
 
 

@@ -21,10 +21,11 @@ _IPTABLES_CHAIN = re.compile(
     r"KUBE-(?:SERVICES|EXTERNAL-SERVICES|NODEPORTS|POSTROUTING|MARK-MASQ|MARK-DROP|FORWARD|"
     r"PROXY-FIREWALL|FIREWALL|PROXY-CANARY|(?:SVC|SVL|EXT|FW|SEP)-[A-Z2-7]{16})"
 )
+_HASHED = "KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"
 _NFT_CHAIN = re.compile(
     r"(?P<kind>service|local|external|firewall|endpoint|affinity)-(?P<hash>[A-Z2-7]{8})-"
     r"(?P<namespace>[^/]+)/(?P<name>[^/]+?)(?:/(?P<transport>[^/]*)(?:/(?P<port>[^/]*?))?)?"
-    r"(?:__(?P<address>[^/]+)/(?P<number>\d+))?(?:\.\.\.)?"
+    r"(?:__(?P<address>[^/]+)/(?P<number>\d+))?"
 )
 _NFT_TABLE = "kube-proxy"
 
@@ -119,21 +120,21 @@ def answer(question: Question) -> RuleObject | None:
 
 def _iptables(question: Question) -> RuleObject:
     rule = question.rule
-    if rule.chain == "KUBE-SERVICES" and "KUBE-NODEPORTS" in rule.text:
-        return _own(question)
-    for comment in question.comments:
+    endpoint = re.search(r"-j DNAT --to-destination (\S+)", rule.text)
+    for comment in question.comments if not endpoint else ():
         for pattern, does, sentence in _COMMENTS:
             if found := pattern.fullmatch(comment):
                 return _service(question, found.groupdict(), does, sentence)
+    if not rule.chain.startswith(_HASHED):
+        return _own(question)
     # Comments are left out where there are over a thousand endpoints: the hash knows.
-    service = services_by_chain(question.around).get(rule.chain.rpartition("-")[2], "")
-    if service and (found := re.fullmatch(SERVICE_PORT, service)):
-        does = "endpoint chosen" if "DNAT" in rule.text else ""
-        endpoint = re.search(r"--to-destination (\S+)", rule.text)
-        values = {**found.groupdict(), "endpoint": endpoint[1] if endpoint else "an endpoint"}
-        sentence = "{service} is served by {endpoint}" if does else "{service} is asked"
-        return _service(question, values, does, sentence)
-    return _own(question)
+    known = services_by_chain(question.around).get(rule.chain.rpartition("-")[2], question.comment)
+    if not (found := re.fullmatch(SERVICE_PORT, known)):
+        return _own(question)
+    if endpoint:
+        values = {**found.groupdict(), "endpoint": endpoint[1]}
+        return _service(question, values, "endpoint chosen", "{service} is served by {endpoint}")
+    return _service(question, found.groupdict(), "", "{service} is asked")
 
 
 def _own(question: Question) -> RuleObject:
@@ -168,12 +169,18 @@ def _nftables(question: Question) -> RuleObject:
 
 def _nft_chain(question: Question, found: re.Match[str]) -> RuleObject:
     values = {**found.groupdict(), "endpoint": "one of its endpoints"}
+    if question.rule.chain.endswith("..."):  # too long, and cut: the hash is of the whole
+        whole = services_by_chain(question.around).get(found["hash"], "")
+        values |= _values(re.fullmatch(SERVICE_PORT, whole)) if whole else {}
     if found["kind"] == "firewall":
         sentence = "{service} is only for the sources of its loadBalancerSourceRanges"
         does = "source is not in its loadBalancerSourceRanges"
         return _service(question, values, does, sentence)
     if found["address"]:
-        values["endpoint"] = f"{found['address'].replace('..', '::')}:{found['number']}"
+        address = found["address"]
+        if question.rule.family == "ip6":  # a colon may not stand in the name of a chain
+            address = f"[{address.replace('.', ':')}]"
+        values["endpoint"] = f"{address}:{found['number']}"
     if "dnat" in question.rule.text:
         sentence = "{service} is served by {endpoint}"
         return _service(question, values, "endpoint chosen", sentence)

@@ -70,7 +70,7 @@ def answer(question: Question) -> RuleObject | None:
 def _denied(question: Question, namespace: str, pod: str) -> RuleObject:
     direction = _direction(question, f"{namespace}/{pod}")
     policies = _policies(question, namespace, direction)
-    done = question.action or "dropped"
+    done = question.action or "not allowed"  # the rule before the reject only logs
     whose = f"{direction + ' of ' if direction else ''}pod {namespace}/{pod}"
     if not policies:
         sentence = f"{done.capitalize()} by {_OWNER}, {whose}: no NetworkPolicy allows it."

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from tracer.analysis.objects.answer import comments
-from tracer.analysis.objects.names import service_hash
+from tracer.analysis.objects.names import nft_service_name, service_hash, service_port_name
 from tracer.model import Service, ServicePort
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ def service_key(transport: str, address: str, port: int) -> str:
 
 
 def services_by_chain(around: Surroundings) -> Mapping[str, str]:
-    """Hash in the name of a chain of iptables mode → `namespace/name:port`."""
+    """Hash in the name of a chain, of either mode → `namespace/name:port`."""
     if "chains" not in around.memo:
         found: dict[str, str] = {}
         for service in around.node.services.values() if around.node else ():
             for port in service.ports:
-                key = service_hash(service.namespace, service.name, port.name, port.transport)
-                found[key] = f"{service.key}:{port.name}" if port.name else service.key
+                names = service.namespace, service.name, port.name
+                found[service_hash(*names, port.transport)] = service_port_name(*names)
+                found[nft_service_name(*names, port.transport)[:8]] = service_port_name(*names)
         for family in ("ip", "ip6"):
             for chain in ("KUBE-SERVICES", "KUBE-NODEPORTS"):
                 found |= _jumps(around.rules(family, "nat", chain))
@@ -56,8 +57,8 @@ def _jumps(rules: Iterable[Rule]) -> Iterator[tuple[str, str]]:
         target = re.search(r"-j KUBE-(?:SVC|EXT|FW|SVL)-([A-Z2-7]{16})", rule.text)
         comment = _PORTAL_COMMENT.match(_comment(rule))
         if target and comment:
-            port = f":{comment['port']}" if comment["port"] else ""
-            yield target[1], f"{comment['namespace']}/{comment['name']}{port}"
+            names = comment["namespace"], comment["name"], comment["port"] or ""
+            yield target[1], service_port_name(*names)
 
 
 def _endpoints(around: Surroundings, services: Mapping[str, str]) -> Iterator[tuple[str, str]]:
