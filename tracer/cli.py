@@ -20,6 +20,7 @@ COMMANDS = {
     "flows": "count every pod's flows and log them",
     "show": "render a recording again, anywhere",
     "trace": "which way packets went, hop by hop, and where the time went",
+    "conntrack": "connection tracking: entries, events, failures, who fills it",
     "pods": "which pod does this netns, device or address belong to",
     "doctor": "what this node can do, and what is missing",
     "hooks": "every hook, how it attaches here, and what is lost",
@@ -57,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _main_parser() -> _Parser:
-    commands = "\n".join(f"  {name:<7} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="tracer",
         usage="tracer COMMAND [OPTION ...]",

@@ -32,6 +32,15 @@ TCP_STATES = (
 )  # fmt: skip
 """enum tcp_conntrack."""
 
+SCTP_STATES = (
+    "NONE", "CLOSED", "COOKIE_WAIT", "COOKIE_ECHOED", "ESTABLISHED", "SHUTDOWN_SENT",
+    "SHUTDOWN_RECD", "SHUTDOWN_ACK_SENT", "HEARTBEAT_SENT",
+)  # fmt: skip
+"""enum sctp_conntrack."""
+
+_TCP, _SCTP = 6, 132
+_STATES = {_TCP: TCP_STATES, _SCTP: SCTP_STATES}
+
 
 def conntrack_fields(entry: np.void) -> Record:
     """Flat fields of a `struct conntrack` of bpf/event.h; empty when there was none."""
@@ -42,13 +51,11 @@ def conntrack_fields(entry: np.void) -> Record:
     fields: Record = {
         "conntrack.state": INFO[info] if info < len(INFO) else "untracked",
         "conntrack.direction": "reply" if info >= IP_CT_IS_REPLY else "original",
-        "conntrack.status": [name for bit, name in enumerate(STATUS) if status >> bit & 1],
+        "conntrack.status": status_names(status),
         "conntrack.zone": int(entry["zone"]),
         "conntrack.mark": int(entry["mark"]),
     }
-    state = int(entry["tcp_state"])
-    if 0 < state < len(TCP_STATES):
-        fields["conntrack.tcp.state"] = TCP_STATES[state]
+    fields.update(protocol_state(_TCP, int(entry["tcp_state"])))
     for name in ("orig", "reply"):
         for key, value in tuple_fields(entry[name]).items():
             if key.startswith(("src.", "dst.")):
@@ -56,16 +63,39 @@ def conntrack_fields(entry: np.void) -> Record:
     return fields
 
 
+def status_names(status: int) -> list[str]:
+    """Names of the bits of enum ip_conntrack_status."""
+    return [name for bit, name in enumerate(STATUS) if status >> bit & 1]
+
+
+def protocol_state(protocol: int, state: int) -> Record:
+    """`conntrack.tcp.state` or `conntrack.sctp.state`; empty where there is none."""
+    names = _STATES.get(protocol, ())
+    if not 0 < state < len(names):
+        return {}
+    return {f"conntrack.{transport(protocol)}.state": names[state]}
+
+
 def tuple_fields(flow: np.void) -> Record:
     """Flat fields of a `struct tuple` of bpf/event.h."""
-    protocol = int(flow["protocol"])
+    return flow_fields(
+        flow["saddr"].tobytes(),
+        flow["daddr"].tobytes(),
+        int(flow["sport"]),
+        int(flow["dport"]),
+        int(flow["protocol"]),
+    )
+
+
+def flow_fields(saddr: bytes, daddr: bytes, sport: int, dport: int, protocol: int) -> Record:
+    """Flat fields of addresses (16 bytes each) and ports; of ICMP these are type and code."""
     fields: dict[str, Any] = {
-        "src.address": address_text(flow["saddr"].tobytes()),
-        "dst.address": address_text(flow["daddr"].tobytes()),
+        "src.address": address_text(saddr),
+        "dst.address": address_text(daddr),
         "transport": transport(protocol),
     }
     if fields["transport"] in ("icmp", "icmpv6"):
-        fields["icmp.type"], fields["icmp.code"] = int(flow["sport"]), int(flow["dport"])
-    elif flow["sport"] or flow["dport"]:
-        fields["src.port"], fields["dst.port"] = int(flow["sport"]), int(flow["dport"])
+        fields["icmp.type"], fields["icmp.code"] = sport, dport
+    elif sport or dport:
+        fields["src.port"], fields["dst.port"] = sport, dport
     return fields

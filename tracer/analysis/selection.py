@@ -10,7 +10,7 @@ from tracer.analysis.addresses import address_bytes, address_text
 from tracer.errors import TracerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import numpy as np
 
@@ -63,6 +63,12 @@ def check_selection(selection: PodSelection, node: Node) -> None:
         f"{selection.describe()}: no such pod on this node",
         f"tracer pods lists them ({some})" if known else "tracer pods says why none is known",
     )
+
+
+def addresses_of(pods: Iterable[Pod]) -> frozenset[bytes]:
+    """Addresses (16 bytes each) that are pods' own, so of none on the node's network."""
+    own = (pod.addresses for pod in pods if not pod.host_network)
+    return frozenset(address_bytes(address) for addresses in own for address in addresses)
 
 
 @dataclass(frozen=True, slots=True)

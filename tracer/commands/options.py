@@ -149,8 +149,8 @@ def add_path_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Limits and what scripts need: --duration, --ready-file, --concurrent, --attach."""
+def add_run_options(parser: argparse.ArgumentParser, *, hooks: bool = True) -> None:
+    """Limits and what scripts need: --duration, --ready-file, --concurrent, with hooks --attach."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--duration", type=duration_s, metavar="TIME", help="stop after 500ms, 5s, 2m"
@@ -161,13 +161,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--concurrent", action="store_true", help="run even if this command runs already"
     )
-    group.add_argument(
-        "--attach",
-        action="append",
-        default=[],
-        metavar="HOOK=WAY",
-        help="attach a hook in this way only (tracer hooks lists them)",
-    )
+    if hooks:
+        group.add_argument(
+            "--attach",
+            action="append",
+            default=[],
+            metavar="HOOK=WAY",
+            help="attach a hook in this way only (tracer hooks lists them)",
+        )
 
 
 def attach_ways(args: argparse.Namespace) -> dict[str, str]:

@@ -21,6 +21,7 @@ _MODULES = {
     "text": "text",
     "tree": "trace_text",
     "brief": "trace_brief",
+    "conntrack": "ct_text",
     "json": "json_lines",
     "flat": "json_lines",
     "hubble": "hubble",
