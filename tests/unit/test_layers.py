@@ -15,7 +15,7 @@ LAYERS = {
     "config": {"errors"},
     "commands": {"", "session", "explaining", "nf_cover", "ct_tracking", "notify", "errors"}
     | {"attribution", "model", "flow_table", "layout"}
-    | {"kernel", "inventory", "netfilter", "analysis", "sinks", "recording"},
+    | {"kernel", "inventory", "netfilter", "analysis", "sinks", "recording", "report"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "analysis", "sinks"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
@@ -28,6 +28,7 @@ LAYERS = {
     "analysis": {"", "model", "flow_table", "layout", "ct_layout", "errors"},
     "sinks": {"", "model", "flow_table", "layout", "errors", "files"},
     "recording": {"", "model", "layout", "errors", "files", "analysis"},
+    "report": {"", "errors", "flow_table", "sinks"},
     "files": {"errors"},
     "instance": {"errors"},
     "layout": {"errors"},
@@ -48,6 +49,7 @@ OWNERS = {
     "grpc": "inventory",
     "google": "inventory",
     "psutil": "inventory",
+    "duckdb": "report",
 }
 
 NO_IO = {"subprocess", "mmap", "select", "selectors", "fcntl", "shutil", "tempfile", "threading"}

@@ -5,19 +5,21 @@ Rows are numpy records with the names of `ct_layout.ENTRY`.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tracer.analysis.conntrack import flow_fields, protocol_state, status_names
 from tracer.analysis.drops import place_fields, pod_fields
 from tracer.analysis.time import format_time
-from tracer.ct_layout import Event, Has
+from tracer.ct_layout import ENTRY, Event, Has
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from tracer.analysis.ct_death import Death
@@ -27,7 +29,10 @@ EVENTS = ("listed", "new", "update", "destroy", "expect", "expect-destroy")
 """ct_layout.Event in words."""
 FOUND = "found"
 """An entry that lives and whose birth was lost, as a dump has shown."""
-EXPECTATIONS = (Event.EXPECT_NEW, Event.EXPECT_DESTROY)
+EXPECTATIONS = (int(Event.EXPECT_NEW), int(Event.EXPECT_DESTROY))
+_NEW, _DESTROY = int(Event.NEW), int(Event.DESTROY)
+_TIMEOUT, _COUNTERS = int(Has.TIMEOUT), int(Has.COUNTERS)
+"""Plain numbers: an operation on an enum costs twenty times as much."""
 MAX_FLOWS = 65536
 _NETWORK = {2: "ipv4", 10: "ipv6"}
 
@@ -37,7 +42,7 @@ class Describer:
     """Makes records; what concerns a connection as a whole is worked out once for its events."""
 
     node: Node
-    _flows: dict[tuple[int, bytes], Record] = field(default_factory=dict)
+    _flows: dict[tuple[int, bytes, bool], Record] = field(default_factory=dict)
 
     def update(self, node: Node) -> None:
         """Pods have come or gone: names are looked up anew."""
@@ -55,62 +60,72 @@ class Describer:
 
         `event` is a word for all of them, where it is not the rows' own.
         """
-        columns = _columns(rows)
         births = born_ns.tolist() if born_ns is not None else [0] * len(rows)
         made = []
-        for index, row in enumerate(zip(*columns, strict=True)):
-            values = dict(zip(_NAMES, row, strict=True))
+        columns = zip(_flow_keys(rows), _states(rows), *_lists(rows, _TOLD), strict=True)
+        for index, (pair, state, *told) in enumerate(columns):
+            kind, time_ns, netns, entry, start_ns, stop_ns, event_ns = told
+            at_ns = event_ns or (kind == _NEW and start_ns) or (kind == _DESTROY and stop_ns)
             record: Record = {
                 "type": "conntrack",
-                "event": event or EVENTS[values["event"]],
-                "time": format_time(_moment(values)),
-                **self._flow(values, rows[index]),
-                **_state(values),
+                "event": event or EVENTS[kind],
+                "time": _time_text(at_ns or time_ns),
+                **self._flow(netns, pair, kind, rows, index),
+                "conntrack.id": entry,
+                **_state(*state),
             }
-            if values["event"] == Event.DESTROY:
-                record.update(_end(values, births[index], (deaths or {}).get(index)))
+            if start_ns:
+                record["conntrack.start_time"] = format_time(start_ns)
+            if kind == _DESTROY:
+                begun_ns = start_ns or births[index]
+                record.update(_end(begun_ns, at_ns or time_ns, (deaths or {}).get(index)))
             made.append(record)
+        if (rows["present"] & _COUNTERS).any():
+            _add_counters(made, rows)
         return made
 
-    def _flow(self, values: dict[str, Any], row: np.void) -> Record:
-        key = (
-            values["netns"],
-            values["orig"] + values["reply"] + bytes([values["event"] in EXPECTATIONS]),
-        )
+    def _flow(self, netns: int, pair: bytes, kind: int, rows: NDArray[np.void], row: int) -> Record:
+        key = netns, pair, kind in EXPECTATIONS
         known = self._flows.get(key)
         if known is None:
             if len(self._flows) >= MAX_FLOWS:
                 self._flows.clear()
-            known = self._flows[key] = _describe(self.node, row)
+            known = self._flows[key] = _describe(self.node, rows[row])
         return known
 
 
-_PLAIN = (
-    "time_ns", "netns", "portid", "present", "event", "proto_state", "id", "status", "timeout_s",
-    "mark", "zone", "orig_packets", "orig_bytes", "reply_packets", "reply_bytes", "start_ns",
-    "stop_ns", "event_ns", "helper",
+_TOLD = ("event", "time_ns", "netns", "id", "start_ns", "stop_ns", "event_ns")
+_STATE = (
+    "event", "present", "status", "proto_state", "timeout_s", "mark", "zone", "helper", "portid",
 )  # fmt: skip
-_NAMES = (*_PLAIN, "labels", "protocol", "orig", "reply")
+_PAIR = slice(ENTRY.fields["orig"][1], ENTRY.fields["master"][1])  # type: ignore[index]
+"""Bytes of an ENTRY: both tuples."""
+_TUPLE = struct.Struct("!16s16sHHHHB7x")
+"""ct_layout.TUPLE."""
 
 
-def _columns(rows: NDArray[np.void]) -> list[list[Any]]:
-    """The columns of `_NAMES` as lists of Python values: a tenth of the price of rows."""
-    labels = rows["labels"][:, 0].tolist(), rows["labels"][:, 1].tolist()
-    return [
-        *(rows[name].tolist() for name in _PLAIN),
-        [low | high << 64 for low, high in zip(*labels, strict=True)],
-        rows["orig"]["protocol"].tolist(),
-        *([row.tobytes() for row in rows[way]] for way in ("orig", "reply")),
-    ]
+def _lists(rows: NDArray[np.void], names: tuple[str, ...]) -> list[list[Any]]:
+    """Columns as lists of Python values: a tenth of the price of numpy's rows."""
+    return [rows[name].tolist() for name in names]
 
 
-def _moment(values: dict[str, Any]) -> int:
-    """When it happened: by the kernel where it says so, else when it was read."""
-    kernel = values["event_ns"] or {
-        Event.NEW: values["start_ns"],
-        Event.DESTROY: values["stop_ns"],
-    }.get(values["event"], 0)
-    return int(kernel or values["time_ns"])
+def _states(rows: NDArray[np.void]) -> Iterator[tuple[Any, ...]]:
+    """Of each row the arguments of `_state`."""
+    labels = [rows["labels"][:, word].tolist() for word in (0, 1)]
+    protocols = rows["orig"]["protocol"].tolist()
+    return zip(protocols, *labels, *_lists(rows, _STATE), strict=True)
+
+
+def _flow_keys(rows: NDArray[np.void]) -> list[bytes]:
+    """Both tuples of each row, as they stand there."""
+    raw = (
+        np.ascontiguousarray(rows)
+        .view(np.uint8)
+        .reshape(len(rows), ENTRY.itemsize)[:, _PAIR]
+        .tobytes()
+    )
+    size = _PAIR.stop - _PAIR.start
+    return [raw[at : at + size] for at in range(0, len(raw), size)]
 
 
 def space_fields(node: Node, netns: int) -> Record:
@@ -129,7 +144,7 @@ def _describe(node: Node, row: np.void) -> Record:
         **space_fields(node, netns),
         "network.type": _NETWORK.get(int(row["family"]), "unknown"),
     }
-    orig, reply = _tuple(row["orig"]), _tuple(row["reply"])
+    orig, reply = _tuple(row["orig"].tobytes()), _tuple(row["reply"].tobytes())
     is_expected = int(row["event"]) in EXPECTATIONS
     record.update(orig)
     if not is_expected:
@@ -143,19 +158,17 @@ def _describe(node: Node, row: np.void) -> Record:
     record.update(_prefixed("conntrack.orig.", orig))
     record.update(_prefixed("conntrack.mask." if is_expected else "conntrack.reply.", reply))
     if int(row["present"]) & Has.MASTER:
-        record.update(_prefixed("conntrack.master.", _tuple(row["master"])))
+        record.update(_prefixed("conntrack.master.", _tuple(row["master"].tobytes())))
     return record
 
 
-def _tuple(flow: np.void) -> Record:
-    ports = int(flow["sport"]), int(flow["dport"])
-    fields = flow_fields(
-        flow["saddr"].tobytes(), flow["daddr"].tobytes(), *ports, int(flow["protocol"])
-    )
+def _tuple(raw: bytes) -> Record:
+    saddr, daddr, sport, dport, icmp_id, zone, protocol = _TUPLE.unpack(raw)
+    fields = flow_fields(saddr, daddr, sport, dport, protocol)
     if "icmp.type" in fields:
-        fields["icmp.id"] = int(flow["icmp_id"])
-    if flow["zone"]:
-        fields["zone"] = int(flow["zone"])
+        fields["icmp.id"] = icmp_id
+    if zone:
+        fields["zone"] = zone
     return fields
 
 
@@ -195,44 +208,49 @@ def _addresses(node: Node, netns: int) -> set[str]:
     return {address for device in devices for address in device.addresses}
 
 
-@lru_cache(maxsize=1024)
-def _status(status: int) -> tuple[str, ...]:
-    return tuple(status_names(status))
+_time_text = lru_cache(maxsize=16)(format_time)
+"""All events that are read together have one time."""
 
 
-def _state(values: dict[str, Any]) -> Record:
-    """All that may differ from event to event."""
-    record: Record = {"conntrack.id": values["id"]}
-    if values["event"] not in EXPECTATIONS:
-        record["conntrack.status"] = list(_status(values["status"]))
-        record.update(protocol_state(values["protocol"], values["proto_state"]))
-        record["conntrack.mark"] = values["mark"]
-    record["conntrack.zone"] = values["zone"]
-    present = values["present"]
-    if present & Has.TIMEOUT:
-        record["conntrack.timeout_s"] = values["timeout_s"]
-    if values["labels"]:
-        record["conntrack.labels"] = [bit for bit in range(128) if values["labels"] >> bit & 1]
-    if values["helper"]:
-        record["conntrack.helper"] = values["helper"].decode(errors="replace")
-    if present & Has.COUNTERS:
-        for way in ("orig", "reply"):
-            record[f"conntrack.{way}.packets"] = values[f"{way}_packets"]
-            record[f"conntrack.{way}.bytes"] = values[f"{way}_bytes"]
-    if present & Has.TIMES and values["start_ns"]:
-        record["conntrack.start_time"] = format_time(values["start_ns"])
-    if values["portid"]:
-        record["conntrack.netlink.portid"] = values["portid"]
+@lru_cache(maxsize=4096)
+def _state(  # noqa: PLR0913, PLR0917 - the columns of _STATE
+    protocol: int, low: int, high: int, event: int, present: int, status: int, proto_state: int,
+    timeout_s: int, mark: int, zone: int, helper: bytes, portid: int,
+) -> Record:  # fmt: skip
+    """What differs from event to event, but is the same for many connections."""
+    record: Record = {}
+    if event not in EXPECTATIONS:
+        record["conntrack.status"] = status_names(status)
+        record.update(protocol_state(protocol, proto_state))
+        record["conntrack.mark"] = mark
+    record["conntrack.zone"] = zone
+    if present & _TIMEOUT:
+        record["conntrack.timeout_s"] = timeout_s
+    if low or high:
+        bits = low | high << 64
+        record["conntrack.labels"] = [bit for bit in range(128) if bits >> bit & 1]
+    if helper:
+        record["conntrack.helper"] = helper.decode(errors="replace")
+    if portid:
+        record["conntrack.netlink.portid"] = portid
     return record
 
 
-def _end(values: dict[str, Any], born_ns: int, death: Death | None) -> Record:
+def _add_counters(records: list[Record], rows: NDArray[np.void]) -> None:
+    """What nf_conntrack_acct counts."""
+    names = [(way, what) for way in ("orig", "reply") for what in ("packets", "bytes")]
+    columns = _lists(rows, tuple(f"{way}_{what}" for way, what in names))
+    for record, *values in zip(records, *columns, strict=True):
+        for (way, what), value in zip(names, values, strict=True):
+            record[f"conntrack.{way}.{what}"] = value
+
+
+def _end(begun_ns: int, ended_ns: int, death: Death | None) -> Record:
     """How long it lived, and why it ended."""
     record: Record = {}
-    lived_ns = _moment(values) - (values["start_ns"] or born_ns)
     # Born and ended between two reads: how long it lived is known by the kernel's times only.
-    if lived_ns > 0 and (values["start_ns"] or born_ns):
-        record["duration_ns"] = lived_ns
+    if begun_ns and ended_ns > begun_ns:
+        record["duration_ns"] = ended_ns - begun_ns
     if death:
         record["conntrack.destroy.reason"] = death.reason
         record["inferred"] = death.inferred

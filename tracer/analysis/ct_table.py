@@ -108,7 +108,8 @@ def keys(rows: NDArray[np.void]) -> NDArray[np.uint64]:
 
     The id alone has 32 bits, too few for a table of a million.
     """
-    words = np.ascontiguousarray(rows["orig"]).view(np.uint64).reshape(len(rows), TUPLE.itemsize // 8)
+    tuples = np.ascontiguousarray(rows["orig"])
+    words = tuples.view(np.uint64).reshape(len(rows), TUPLE.itemsize // 8)
     key = rows["id"].astype(np.uint64)
     with np.errstate(over="ignore"):
         for column in range(words.shape[1]):

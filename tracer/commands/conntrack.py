@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 TICK_S = 1.0
 """How often losses and failures are looked at."""
-PACE_S = 0.02
+PACE_S = 0.05
 """Least time between two reads: under load, batches instead of wake-ups."""
 BUFFER_BYTES = 16 << 20
 """Of each namespace's socket: room for some 20,000 events; memory is used only while they wait."""
