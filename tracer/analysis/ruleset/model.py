@@ -275,6 +275,8 @@ class Verdict:
     """As `End.verdict` of the last base chain walked."""
     ends: tuple[End, ...]
     """One for each base chain walked, in order; the last one decided. Empty: no chain here."""
+    packet: Packet
+    """As it leaves the hook: with what rules set, and after NAT."""
     assumed: tuple[str, ...] = ()
     """What had to be assumed to come here: `yes: statistic mode random …`, in order."""
 

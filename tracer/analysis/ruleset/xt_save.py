@@ -56,6 +56,8 @@ def table(
     chains = {
         words[0]: _chain(family, name, words, rules.get(words[0], ()), nft, backend)
         for words in _CHAIN.findall(text)
+        # iptables-nft-save shows a builtin chain also where the kernel has none yet.
+        if nft is None or words[0] in nft.chains
     }
     return Table(family, name, nft.handle if nft else 0, backend, chains)
 
