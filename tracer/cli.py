@@ -20,6 +20,7 @@ COMMANDS = {
     "flows": "count every pod's flows and log them",
     "show": "render a recording again, anywhere",
     "trace": "which way packets went, hop by hop, and where the time went",
+    "report": "answers from the files: who talks, what dies and why",
     "conntrack": "connection tracking: entries, events, failures, who fills it",
     "pods": "which pod does this netns, device or address belong to",
     "doctor": "what this node can do, and what is missing",
