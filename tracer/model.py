@@ -85,7 +85,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What made a pod, in the end: the Deployment, not its ReplicaSet."""
+    """A controller: Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, …"""
 
     kind: str
     name: str
@@ -103,6 +103,7 @@ class ClusterPod:
     host_network: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     owner: Owner | None = None
+    """Its controller, which may have one itself: `Node.owners`."""
     ports: tuple[tuple[str, str, int], ...] = ()
     """Named container ports: (name, `tcp`, number)."""
 
@@ -252,6 +253,8 @@ class Node:
     """Never a host-network pod's."""
     node_by_address: Mapping[str, str] = field(default_factory=dict)
     """Names of the cluster's nodes that run pods, by address."""
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+    """`namespace/kind/name` of a controller → its own controller."""
     services: Mapping[str, Service] = field(default_factory=dict)
     """By `namespace/name`."""
     service_by_address: Mapping[str, str] = field(default_factory=dict)

@@ -15,20 +15,23 @@ LAYERS = {
     "config": {"errors"},
     "commands": {"", "session", "explaining", "nf_cover", "ct_tracking", "notify", "errors"}
     | {"attribution", "model", "flow_table", "layout"}
-    | {"kernel", "inventory", "netfilter", "analysis", "sinks", "recording", "report"},
+    | {"kernel", "inventory", "cluster", "netfilter", "analysis", "sinks", "recording", "report"}
+    | {"metrics"},
     "session": {"", "instance", "model", "layout", "errors"}
-    | {"kernel", "inventory", "analysis", "sinks"},
+    | {"kernel", "inventory", "cluster", "analysis", "sinks"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
     "attribution": {"", "model", "layout", "errors", "inventory", "netfilter", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},
     "ct_tracking": {"", "model", "ct_layout", "errors", "inventory", "netfilter", "analysis"},
     "kernel": {"", "model", "layout", "errors"},
     "inventory": {"", "model", "layout", "errors"},
+    "cluster": {"", "model", "errors"},
     "netfilter": {"", "model", "ct_layout", "errors"},
     "analysis": {"", "model", "flow_table", "layout", "ct_layout", "errors"},
     "sinks": {"", "model", "flow_table", "layout", "errors", "files"},
     "recording": {"", "model", "layout", "errors", "files", "analysis"},
     "report": {"", "errors", "flow_table", "sinks"},
+    "metrics": {"", "errors", "flow_table"},
     "files": {"errors"},
     "instance": {"errors"},
     "layout": {"errors"},
@@ -49,7 +52,10 @@ OWNERS = {
     "grpc": "inventory",
     "google": "inventory",
     "psutil": "inventory",
+    "kubernetes": "cluster",
+    "urllib3": "cluster",
     "duckdb": "report",
+    "prometheus_client": "metrics",
 }
 
 NO_IO = {"subprocess", "mmap", "select", "selectors", "fcntl", "shutil", "tempfile", "threading"}

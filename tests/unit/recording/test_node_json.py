@@ -74,6 +74,7 @@ NODES = st.builds(
     cluster_pods=st.dictionaries(NAMES, CLUSTER_PODS, max_size=2),
     cluster_pod_by_address=LABELS,
     node_by_address=LABELS,
+    owners=st.dictionaries(NAMES, st.builds(Owner, NAMES, NAMES), max_size=2),
     services=st.dictionaries(NAMES, SERVICES, max_size=2),
     service_by_address=LABELS,
     endpoint_slices=st.dictionaries(
