@@ -49,6 +49,7 @@
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions */
 #endif
 #define DEVICE_SLOTS 4096
+#define UNSELECTED_SLOTS 1024 /* flows that each CPU knows not to be selected; a power of two */
 #define FLOW_SLOTS 1024 /* IPv4 flows that each CPU counts without the map; a power of two */
 #ifndef MAX_PLACES
 #define MAX_PLACES 16384

@@ -46,7 +46,7 @@ static __always_inline void capture(int typed, const struct sk_buff *skb, struct
 	event->captured_bytes = L2_BYTES + l3_bytes;
 	__builtin_memset(&event->tuple, 0, sizeof(event->tuple));
 	event->tuple.ethertype = bpf_ntohs(protocol);
-	read_tuple(head + network, l3_bytes, &event->tuple, NULL);
+	read_tuple(typed, head + network, l3_bytes, &event->tuple, NULL);
 }
 
 /* Whose packet is it, if `tuple` tells? Returns 1 when that pod is selected. */

@@ -80,21 +80,6 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 	count->tcp_flags |= cached->count.tcp_flags;
 }
 
-/* A flow4_key in registers: its place, protocol and sender, and receiver and ports. */
-struct flow4_words {
-	__u64 place;
-	__u64 sender;
-	__u64 receiver;
-};
-_Static_assert(sizeof(struct flow4_words) == sizeof(struct flow4_key), "one layout");
-
-static __always_inline __u32 flow_slot(const struct flow4_words *flow)
-{
-	__u64 hash = (flow->sender ^ flow->place) * 0x9e3779b97f4a7c15ULL;
-
-	return ((hash >> 32) ^ flow->receiver) * 0x9e3779b97f4a7c15ULL >> 40 & (FLOW_SLOTS - 1);
-}
-
 /* Most packets belong to a flow that this CPU has just counted: no hash table for those. */
 static __always_inline void count_ipv4(const struct flow4_words *flow, __u32 bytes, __u8 tcp_flags)
 {
@@ -103,7 +88,7 @@ static __always_inline void count_ipv4(const struct flow4_words *flow, __u32 byt
 	struct flow4_words *known;
 	__u32 slot = 0, *generation = flow_generation.lookup(&slot);
 
-	slot = flow_slot(flow);
+	slot = flow4_hash(flow) & (FLOW_SLOTS - 1);
 	if (generation && *generation)
 		slot += FLOW_SLOTS;
 	cached = flow_cache.lookup(&slot);
@@ -134,40 +119,6 @@ static __always_inline void count_any(struct flow_key *flow, __u32 bytes, __u8 t
 		count_packet(count, bytes, tcp_flags);
 	else
 		count_other(&other, 1, bytes);
-}
-
-/*
- * The key of an IPv4 packet without options that is no fragment, straight from its headers: where
- * the kernel lets us look through a window, by four loads. `flow` has its place.
- */
-static __always_inline int read_flow4(int typed, const void *l3, __u32 direction,
-				      struct flow4_words *flow, __u8 *tcp_flags)
-{
-	__u64 copy[5];
-	const void *ip = copy;
-	__u8 protocol;
-
-#ifdef SK_BUFF_BTF_ID
-	if (typed)
-		ip = window(l3);
-	else
-#endif
-		if (bpf_probe_read_kernel(copy, sizeof(copy), l3))
-		return 0;
-	/* Version and header length, and no fragment offset. */
-	if ((*(__u64 *)ip & 0xff1f0000000000ffULL) != 0x45)
-		return 0;
-	flow->sender = *(__u64 *)(ip + 8);
-	flow->receiver = *(__u64 *)(ip + 16);
-	protocol = flow->sender >> 8;
-	flow->sender = (flow->sender & 0xffffffff0000ff00ULL) | direction;
-	if (protocol == IPPROTO_TCP)
-		*tcp_flags = *(__u8 *)(ip + 33);
-	else if (protocol == IPPROTO_ICMP)
-		flow->receiver &= 0xffffffffffffULL;
-	else if (!has_ports(protocol))
-		flow->receiver &= 0xffffffffULL;
-	return 1;
 }
 
 /* Does a device of the node lead into another namespace, as the node's end of a veth does? */
@@ -214,7 +165,7 @@ static __always_inline void flow_packet(int typed, const struct sk_buff *skb, co
 		.netns = place.netns, .ifindex = place.ifindex, .direction = direction};
 
 	key.tuple.ethertype = bpf_ntohs(protocol);
-	tcp_flags = read_tuple(l3, linear_bytes, &key.tuple, NULL);
+	tcp_flags = read_tuple(typed, l3, linear_bytes, &key.tuple, NULL);
 	count_any(&key, bytes, tcp_flags);
 }
 

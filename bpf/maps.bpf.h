@@ -59,7 +59,16 @@ struct last_told {
 	struct tuple tuple;
 };
 BPF_PERCPU_ARRAY(last_packets, struct last_told, 1);
+BPF_ARRAY(follow_until, __u64, 1); /* jiffies64 */
+/* Counts changes of what is selected: maps filled by user space, connections followed. */
+BPF_ARRAY(selection_version, __u64, 1);
+/* Flows that are no selected pod's, where `version` is still the selection's. */
+struct unselected_flow {
+	struct flow4_words flow;
+	__u64 version;
+};
 #ifdef SELECT_PODS
+BPF_PERCPU_ARRAY(unselected_flows, struct unselected_flow, UNSELECTED_SLOTS);
 /* Connections of the selected pods, as either side's sender writes them. */
 BPF_TABLE("lru_hash", struct tuple, __u32, followed_flows, MAX_FOLLOWED);
 #endif

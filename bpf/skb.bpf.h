@@ -47,10 +47,11 @@
 
 #ifdef SK_BUFF_BTF_ID
 /*
- * WINDOW_BYTES from any kernel address on, for plain loads of any size that read 0 on a fault:
+ * WINDOW_WORDS from any kernel address on, for plain loads of any size that read 0 on a fault:
  * we tell the verifier that there is an skb whose control block (an array of bytes, in which it
  * lets us read as we like) begins there.
  */
+#define WINDOW_WORDS 6
 #define WINDOW_BYTES 48
 static __always_inline const void *window(const void *from)
 {
@@ -59,6 +60,28 @@ static __always_inline const void *window(const void *from)
 	return bpf_rdonly_cast_(from - offset, SK_BUFF_BTF_ID) + offset;
 }
 #endif
+
+/*
+ * Copy `words` (a constant) from a kernel address; 0 when all went well. A fault behind a window is
+ * not told: what could not be read is 0.
+ */
+#define MAX_WORDS 7
+static __always_inline int read_words(int typed, __u64 *to, int words, const void *from)
+{
+#ifdef SK_BUFF_BTF_ID
+	if (typed) {
+		const __u64 *first = window(from), *second = window(from + WINDOW_BYTES);
+
+#pragma unroll
+		for (int i = 0; i < MAX_WORDS; i++) {
+			if (i < words)
+				to[i] = i < WINDOW_WORDS ? first[i] : second[i - WINDOW_WORDS];
+		}
+		return 0;
+	}
+#endif
+	return bpf_probe_read_kernel(to, words * sizeof(*to), from);
+}
 
 /* Copy the first of `bytes`, at most `room`; returns how many. */
 static __always_inline __u32 copy_packet(__u8 *to, __u32 room, const void *from, __u64 bytes)
@@ -221,10 +244,11 @@ static __always_inline __u32 first_bytes(__u32 count)
  * (320 bytes), so a fixed-size read cannot leave the allocation; `linear_bytes` says how much of
  * it is packet.
  */
-static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struct tuple *tuple,
-				       __u32 *signature)
+static __always_inline __u8 read_tuple(int typed, const void *l3, __u32 linear_bytes,
+				       struct tuple *tuple, __u32 *signature)
 {
-	__u8 header[56], slow[16] __attribute__((aligned(8)));
+	__u64 words[7];
+	__u8 *header = (void *)words, slow[16] __attribute__((aligned(8)));
 	__u8 *ip_id = NULL;
 	__u32 l4;
 
@@ -233,7 +257,7 @@ static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struc
 	if (linear_bytes < 20)
 		return 0;
 	if (tuple->ethertype == ETH_P_IP) {
-		if (bpf_probe_read_kernel(header, 20 + sizeof(slow), l3))
+		if (read_words(typed, words, 5, l3))
 			return 0;
 		ip_id = header + 4;
 		tuple->protocol = header[9];
@@ -248,7 +272,7 @@ static __always_inline __u8 read_tuple(const void *l3, __u32 linear_bytes, struc
 		if (l4 == 20 && linear_bytes >= 20 + sizeof(slow))
 			return read_transport(header + 20, ip_id, tuple, signature);
 	} else {
-		if (linear_bytes < 40 || bpf_probe_read_kernel(header, sizeof(header), l3))
+		if (linear_bytes < 40 || read_words(typed, words, 7, l3))
 			return 0;
 		l4 = 40;
 		tuple->protocol = header[6];

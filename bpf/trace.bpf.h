@@ -20,6 +20,7 @@ enum beginning { MAY_NOT_BEGIN = 0, MAY_BEGIN = 1, MUST_BEGIN = 2 };
 #define VXLAN_PORT 4789
 #define VXLAN_PORT_LINUX 8472 /* the kernel's default, and flannel's */
 #define GENEVE_PORT 6081
+#define FOLLOW_JIFFIES 60000 /* a minute or more: how long a packet is on its way */
 #define CLONED 1 /* the first bit of the byte at __cloned_offset */
 
 /* What one hop needs to know of the packet before it is told. */
@@ -42,27 +43,44 @@ static __always_inline void look(int typed, struct sight *sight)
 {
 	sight->tuple.ethertype = bpf_ntohs(LOAD(sight->skb->protocol));
 	sight->tcp_flags =
-		read_tuple(sight->l3, sight->linear_bytes, &sight->tuple, &sight->signature);
+		read_tuple(typed, sight->l3, sight->linear_bytes, &sight->tuple, &sight->signature);
 }
 
-/* The filter wants an Ethernet frame in map memory, whatever the packet has. */
-static __always_inline int filter_accepts(struct sight *sight)
+static __always_inline int has_options(__u16 ethertype, __u8 first)
+{
+	return ethertype == bpf_htons(ETH_P_IP) && first != 0x45;
+}
+
+/*
+ * Does the filter accept it? It wants an Ethernet frame in map memory, whatever the packet has.
+ * Most need no MAC addresses and look no further than the first PCAP_REACH bytes behind them.
+ */
+static __always_inline int filter_accepts(int typed, const struct sight *sight)
 {
 #ifdef SELECT_PCAP
 	int slot = 0;
 	struct drop_event *frame = scratch.lookup(&slot);
+	__u16 ethertype = LOAD(sight->skb->protocol);
 	__u32 bytes = sight->linear_bytes;
-	__u16 mac;
 
 	if (!frame)
 		return 0;
-	mac = READ(sight->skb->mac_header);
+#ifdef PCAP_READS_MAC
+	__u16 mac = LOAD(sight->skb->mac_header);
+
 	if (mac == MAC_HEADER_UNSET || sight->head + mac + L2_BYTES > sight->l3 ||
 	    bpf_probe_read_kernel(frame->packet, L2_BYTES, sight->head + mac))
 		__builtin_memset(frame->packet, 0, L2_BYTES);
-	frame->packet[12] = sight->tuple.ethertype >> 8;
-	frame->packet[13] = sight->tuple.ethertype;
-	bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES, sight->l3, bytes);
+#endif
+	*(__u16 *)(frame->packet + 12) = ethertype;
+	read_words(typed, (void *)frame->packet + L2_BYTES, WINDOW_WORDS, sight->l3);
+	if (bytes > WINDOW_BYTES) {
+		if (PCAP_REACH <= WINDOW_BYTES && !has_options(ethertype, frame->packet[L2_BYTES]))
+			bytes = WINDOW_BYTES;
+		else
+			bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES,
+					    sight->l3, bytes);
+	}
 	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
 #else
 	return 1;
@@ -112,33 +130,103 @@ static __always_inline int pods_packet(struct sight *sight)
 #endif
 }
 
+/*
+ * Asking whose packet it is takes five look-ups: the answer no is kept, for a place and an IPv4
+ * flow, until the selection or the followed connections change.
+ */
+static __always_inline struct unselected_flow *unselected_flow(int typed, const struct sight *sight,
+							       struct flow4_words *flow)
+{
+#ifdef SELECT_PODS
+	__u8 tcp_flags = 0;
+	__u32 slot;
+
+	flow->place = sight->netns | (__u64)sight->ifindex << 32;
+	if (LOAD(sight->skb->protocol) != bpf_htons(ETH_P_IP) || sight->linear_bytes < 20 + 16 ||
+	    !read_flow4(typed, sight->l3, 0, flow, &tcp_flags))
+		return NULL;
+	slot = flow4_hash(flow) & (UNSELECTED_SLOTS - 1);
+	return unselected_flows.lookup(&slot);
+#else
+	return NULL;
+#endif
+}
+
+static __always_inline __u64 selection_now(void)
+{
+	int slot = 0;
+	__u64 *version = selection_version.lookup(&slot);
+
+	return version ? *version : 0;
+}
+
+static __always_inline int known_unselected(int typed, const struct sight *sight)
+{
+	struct flow4_words flow;
+	struct unselected_flow *kept = unselected_flow(typed, sight, &flow);
+
+	return kept && kept->version == selection_now() && kept->flow.receiver == flow.receiver &&
+	       kept->flow.sender == flow.sender && kept->flow.place == flow.place;
+}
+
+/* `version` is the selection's from before it was asked. */
+static __always_inline void keep_unselected(int typed, const struct sight *sight, __u64 version)
+{
+	struct flow4_words flow;
+	struct unselected_flow *kept = unselected_flow(typed, sight, &flow);
+
+	if (!kept)
+		return;
+	kept->flow = flow;
+	kept->version = version;
+}
+
+/* From now on packets like this belong to a selected pod. */
+static __always_inline void follow_flow(struct tuple *tuple)
+{
+#ifdef SELECT_PODS
+	int slot = 0;
+	__u64 *version = selection_version.lookup(&slot);
+	__u32 one = 1;
+
+	if (followed_flows.lookup(tuple))
+		return;
+	followed_flows.update(tuple, &one);
+	if (version)
+		__sync_fetch_and_add(version, 1);
+#endif
+}
+
 /* Keep in mind how the answers look, and the connection on both sides of NAT. */
 static __always_inline void remember_flow(const struct hop_event *event)
 {
 #ifdef SELECT_PODS
 	struct tuple tuple = event->tuple;
-	__u32 one = 1;
 
 	__builtin_memcpy(tuple.saddr, event->tuple.daddr, ADDRESS_BYTES);
 	__builtin_memcpy(tuple.daddr, event->tuple.saddr, ADDRESS_BYTES);
 	tuple.sport = event->tuple.dport;
 	tuple.dport = event->tuple.sport;
 	if (has_ports(tuple.protocol))
-		followed_flows.update(&tuple, &one);
+		follow_flow(&tuple);
 	if (!event->ct.present)
 		return;
 	tuple = event->ct.orig;
-	followed_flows.update(&tuple, &one);
+	follow_flow(&tuple);
 	tuple = event->ct.reply;
-	followed_flows.update(&tuple, &one);
+	follow_flow(&tuple);
 #endif
 }
 
 /* Was this packet asked for? Its headers have been read. */
-static __always_inline int packet_selected(struct sight *sight)
+static __always_inline int packet_selected(int typed, struct sight *sight)
 {
-	if (!pods_packet(sight))
+	__u64 version = selection_now();
+
+	if (!pods_packet(sight)) {
+		keep_unselected(typed, sight, version);
 		return 0;
+	}
 #ifdef SELECT_TCP_FLAGS
 	if (!(sight->tcp_flags & SELECT_TCP_FLAGS))
 		return 0;
@@ -148,7 +236,32 @@ static __always_inline int packet_selected(struct sight *sight)
 	if ((sight->signature >> 1) % SAMPLE)
 		return 0;
 #endif
-	return filter_accepts(sight) && among_first(sight);
+	return among_first(sight);
+}
+
+/* What costs least is asked first: could a packet be chosen here, and does the filter want it? */
+static __always_inline int may_choose(int typed, const struct sight *sight, int may_begin)
+{
+	return may_begin && !known_unselected(typed, sight) && filter_accepts(typed, sight);
+}
+
+/* Is any packet followed, so that this one could be? */
+static __always_inline int anything_followed(void)
+{
+	int slot = 0;
+	__u64 *until = follow_until.lookup(&slot);
+
+	return until && *until > bpf_jiffies64();
+}
+
+static __always_inline void keep_following(void)
+{
+	int slot = 0;
+	__u64 *until = follow_until.lookup(&slot), now = bpf_jiffies64();
+
+	/* Not with each packet: every CPU reads it. */
+	if (until && *until < now + FOLLOW_JIFFIES / 2)
+		*until = now + FOLLOW_JIFFIES;
 }
 
 static __always_inline __u64 new_packet_id(void)
@@ -168,7 +281,7 @@ static __always_inline int is_tunnel_port(__u16 port)
 }
 
 /* The signature of the packet inside a tunnel's: IPIP, or VXLAN and bare Geneve; 0 if none. */
-static __always_inline __u32 inner_signature(const struct sight *sight)
+static __always_inline __u32 inner_signature(int typed, const struct sight *sight)
 {
 	struct tuple inner = {.ethertype = ETH_P_IP};
 	__u32 outer = sight->tuple.ethertype == ETH_P_IP ? 20 : 40;
@@ -179,7 +292,8 @@ static __always_inline __u32 inner_signature(const struct sight *sight)
 	else if (sight->tuple.protocol != IPPROTO_IPIP)
 		return 0;
 	if (sight->linear_bytes > outer)
-		read_tuple(sight->l3 + outer, sight->linear_bytes - outer, &inner, &signature);
+		read_tuple(typed, sight->l3 + outer, sight->linear_bytes - outer, &inner,
+			   &signature);
 	return signature;
 }
 
@@ -196,42 +310,50 @@ static __always_inline struct last_told *told_last(const struct sight *sight)
 }
 
 /* Is it the packet that had this signature, or does it hold that in a tunnel? */
-static __always_inline int same_packet(__u32 signature, const struct sight *sight, int may_begin)
+static __always_inline int same_packet(int typed, __u32 signature, const struct sight *sight,
+				       int may_begin)
 {
 	if (signature == sight->signature)
 		return may_begin != MUST_BEGIN;
-	return signature == inner_signature(sight);
+	return signature == inner_signature(typed, sight);
 }
 
 /*
  * The packet, if it is followed or to be followed from here on; `flags` tells how it was known.
- * Nearly every packet is neither: what costs least is asked first, and headers are read once.
+ * Nearly every packet is neither: what costs least is asked first.
  */
 static __always_inline struct followed *follow(int typed, struct sight *sight, int may_begin,
 					       __u16 *flags)
 {
 	__u64 head = (__u64)sight->head;
-	struct followed *known = followed_packets.lookup(&head);
-	struct last_told *last = told_last(sight);
+	struct followed *known = NULL;
+	struct last_told *last = NULL;
 	struct followed fresh = {};
+	int may;
 
-	if (!known && !last && !may_begin)
+	if (anything_followed()) {
+		known = followed_packets.lookup(&head);
+		last = told_last(sight);
+	}
+	may = may_choose(typed, sight, may_begin);
+	if (!known && !last && !may)
 		return NULL;
 	look(typed, sight);
-	if (known && same_packet(known->signature, sight, may_begin))
+	if (known && same_packet(typed, known->signature, sight, may_begin))
 		return known;
 	/* What is known of this memory may be of a packet long gone. */
-	if (last && same_packet(last->signature, sight, may_begin)) {
+	if (last && same_packet(typed, last->signature, sight, may_begin)) {
 		*flags |= HOP_JOINED;
 		fresh.packet_id = last->packet_id;
 		fresh.signature = last->signature;
 	} else {
-		if (!may_begin || !packet_selected(sight))
+		if (!may || !packet_selected(typed, sight))
 			return NULL;
 		*flags |= HOP_FIRST;
 		fresh.packet_id = new_packet_id();
 		fresh.signature = sight->signature;
 	}
+	keep_following();
 	followed_packets.update(&head, &fresh);
 	return followed_packets.lookup(&head);
 }

@@ -224,6 +224,7 @@ class Session(Run):
             raise
         self.lost: dict[str, int] = {}
         self._offset_ns = wall_offset_ns()
+        self._selection_version = 0
         self.push_selection()
         self.begin()
 
@@ -254,6 +255,11 @@ class Session(Run):
         self.fill("pod_addresses", "V16", wanted.addresses)
         self.fill("pod_places", "<u8", wanted.places)
         self.fill("selected_cgroups", "<u8", dict.fromkeys(wanted.cgroups, 1))
+        if "selection_version" in self.loaded.maps:
+            # What programs remember of the old selection is void.
+            self._selection_version += 1 << 32
+            version = self.map("selection_version", "<u4", "<u8")
+            version.update(bytes(4), self._selection_version.to_bytes(8, sys.byteorder))
 
     def fill(self, name: str, key: str, wanted: Mapping[Any, int]) -> None:
         """Make a hash map with 32-bit values hold just `wanted`; says what does not fit.

@@ -13,6 +13,8 @@ int dev_xmit(unsigned long long *ctx)
 #endif
 #ifdef WITH_TRACE
 	struct sight sight = {};
+	if (!anything_followed())
+		return 0;
 	see(typed, skb, dev, l3, &sight);
 	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_XMIT, MAY_NOT_BEGIN));
 #endif

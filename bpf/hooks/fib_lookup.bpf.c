@@ -5,8 +5,11 @@ int fib_lookup(unsigned long long *ctx)
 {
 	const struct flowi4 *flow = (void *)ctx[1];
 	__u8 daddr[16] = {};
-	__be32 destination = READ(flow->daddr);
+	__be32 destination;
 
+	if (!anything_followed())
+		return 0;
+	destination = READ(flow->daddr);
 	mapped_address(daddr, &destination);
 	route_hop(ctx[0], daddr, (void *)ctx[2], (int)ctx[3]);
 	return 0;

@@ -8,6 +8,8 @@ int netif_rx(unsigned long long *ctx)
 	struct net_device *dev = LOAD(skb->dev);
 	struct sight sight = {};
 
+	if (!anything_followed())
+		return 0;
 	see(typed, skb, dev, LOAD(skb->data), &sight);
 	end_hop(&sight, begin_hop(typed, &sight, HOP_NETIF_RX, MAY_NOT_BEGIN));
 	return 0;

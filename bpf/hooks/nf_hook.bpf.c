@@ -16,7 +16,7 @@ static __always_inline int netfilter_hop(struct bpf_nf_ctx *ctx, __u16 hop, int 
 	struct sight sight = {};
 	struct hop_event *event;
 
-	if (!dev)
+	if (!dev || (!may_begin && !anything_followed()))
 		return NF_ACCEPT_;
 	see(typed, skb, dev, skb->head + skb->network_header, &sight);
 	event = begin_hop(typed, &sight, hop, may_begin);

@@ -10,7 +10,7 @@ int skb_consumed(unsigned long long *ctx)
 	__u64 head = (__u64)LOAD(skb->head);
 
 	/* Nearly every packet ends here: ask before looking closer. */
-	if (!followed_packets.lookup(&head))
+	if (!anything_followed() || !followed_packets.lookup(&head))
 		return 0;
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
 	event = begin_hop(typed, &sight, HOP_CONSUMED, MAY_NOT_BEGIN);

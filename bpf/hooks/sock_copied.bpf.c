@@ -8,6 +8,8 @@ int sock_copied(unsigned long long *ctx)
 	struct sight sight = {};
 	struct hop_event *event;
 
+	if (!anything_followed())
+		return 0;
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
 	event = begin_hop(typed, &sight, HOP_COPIED, MAY_NOT_BEGIN);
 	if (event)

@@ -8,6 +8,8 @@ int tcp_receive(unsigned long long *ctx)
 	struct sk_buff *skb = (void *)ctx[1];
 	struct sight sight = {};
 
+	if (!anything_followed())
+		return 0;
 	see_in_socket(typed, skb, sk, &sight);
 	end_hop(&sight, begin_hop(typed, &sight, HOP_TCP_RECEIVE, MAY_NOT_BEGIN));
 	return 0;

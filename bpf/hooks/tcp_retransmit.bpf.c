@@ -10,7 +10,7 @@ int tcp_retransmit(unsigned long long *ctx)
 	const struct sock *sk = (void *)ctx[0];
 	const struct sk_buff *skb = (void *)ctx[1];
 	__u64 head = (__u64)LOAD(skb->head);
-	struct followed *sent = followed_packets.lookup(&head);
+	struct followed *sent = anything_followed() ? followed_packets.lookup(&head) : NULL;
 	struct hop_event *event;
 
 	if (!sent)

@@ -34,6 +34,7 @@ _WORD_BITS = 32
 _ANCILLARY = 0xFFFFF000
 
 NO_MATCH = "\t\treturn 0;"
+ANYWHERE = 1 << 16
 
 
 class Instruction(NamedTuple):
@@ -74,6 +75,29 @@ def to_c(program: Sequence[Instruction], name: str = "pcap_match") -> str:
             "",
         ]
     )
+
+
+def reach(program: Sequence[Instruction], link_bytes: int, header_bytes: int) -> int:
+    """How many bytes behind the link header a program reads; ANYWHERE if that cannot be told.
+
+    What it finds relative to X begins `header_bytes`, a network header without options, behind
+    the link header, if nothing but that header's length is ever loaded into X.
+    """
+    ends = [0]
+    for one in program:
+        sets_x = one.code & _CLASS == LDX or one.code & (_CLASS | _TXA) == MISC
+        if sets_x and (one.code & _MODE, one.k) != (_MSH, link_bytes):
+            return ANYWHERE
+        mode, size = one.code & _MODE, _BYTES.get(one.code & _SIZE, 1)
+        if one.code & _CLASS in (LD, LDX) and mode in (_ABS, _IND, _MSH):
+            ends.append(one.k + size - link_bytes + (header_bytes if mode == _IND else 0))
+    return max(ends)
+
+
+def reads_below(program: Sequence[Instruction], offset: int) -> bool:
+    """Whether a program looks at a byte before `offset`."""
+    loads = (one for one in program if one.code & _CLASS in (LD, LDX))
+    return any(one.code & _MODE in (_ABS, _IND, _MSH) and one.k < offset for one in loads)
 
 
 def _targets(at: int, one: Instruction) -> Iterator[int]:

@@ -12,13 +12,14 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tracer.errors import TracerError
-from tracer.kernel.cbpf import Instruction, to_c
+from tracer.kernel.cbpf import Instruction, reach, reads_below, to_c
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SONAMES = ("libpcap.so.0.8", "libpcap.so.1")  # Debian's name, everyone else's
 _DLT_EN10MB = 1
+_ETHERNET_BYTES, _ETHERTYPE_AT, _IPV4_BYTES = 14, 12, 20
 _SNAPLEN = 262_144
 _NETMASK_UNKNOWN = 0xFFFFFFFF
 
@@ -41,13 +42,20 @@ class Program(ctypes.Structure):
 def match_function(expression: str) -> str:
     """C text of `pcap_match` (see `cbpf.to_c`) for a tcpdump filter expression.
 
+    Before it stand PCAP_REACH, how many bytes behind the link header it reads of a packet without
+    IPv4 options, and PCAP_READS_MAC if it reads addresses of the link header.
     An empty expression matches every packet. Names of hosts and services are resolved
     now, by libpcap. Raises TracerError for bad syntax and where libpcap is missing.
     """
     try:
-        return to_c(instructions(expression))
+        program = instructions(expression)
+        text = to_c(program)
     except ValueError as error:
         raise TracerError(f"filter '{expression}': {error}", "leave that part out") from error
+    lines = [f"#define PCAP_REACH {reach(program, _ETHERNET_BYTES, _IPV4_BYTES)}"]
+    if reads_below(program, _ETHERTYPE_AT):
+        lines.append("#define PCAP_READS_MAC")
+    return "\n".join([*lines, text])
 
 
 def instructions(expression: str) -> list[Instruction]:

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-COMMON = ("config.h", "kernel.h", "event.h", "skb.bpf.h", "maps.bpf.h", "select.bpf.h")
+COMMON = (
+    "config.h",
+    "kernel.h",
+    "event.h",
+    "skb.bpf.h",
+    "ipv4.bpf.h",
+    "maps.bpf.h",
+    "select.bpf.h",
+)
 PLANES = ("drop.bpf.h", "flow.bpf.h", "trace.bpf.h", "route.bpf.h")
 
 

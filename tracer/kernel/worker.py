@@ -175,11 +175,12 @@ def _attach(built: Object, hook: Hook, way: Way, *, deferred: bool) -> dict[str,
 def _load_function(built: Object, function: str, way: Way) -> int:
     if way.kind == RAW:
         return built.load_raw(function)
-    code = built.instructions(function)
+    code, cast = built.instructions(function), libbpf.rdonly_cast()
+    if cast:
+        code = cast.resolve(code)
     if way.kind == NETFILTER:
         return libbpf.load_netfilter(function, code)
-    cast = libbpf.rdonly_cast()
-    return libbpf.load_typed(function, cast.resolve(code) if cast else code, way.target)
+    return libbpf.load_typed(function, code, way.target)
 
 
 def _close(held: Mapping[str, int]) -> None:

@@ -10,7 +10,21 @@ import pytest
 
 from tracer.errors import TracerError
 from tracer.kernel import pcap
-from tracer.kernel.cbpf import ALU, JMP, LD, LDX, MISC, RET, ST, STX, Instruction, to_c
+from tracer.kernel.cbpf import (
+    ALU,
+    ANYWHERE,
+    JMP,
+    LD,
+    LDX,
+    MISC,
+    RET,
+    ST,
+    STX,
+    Instruction,
+    reach,
+    reads_below,
+    to_c,
+)
 
 PACKET_BYTES = 144
 WARNINGS = ["-Wall", "-Wno-unused-but-set-variable", "-Wno-type-limits", "-Werror"]
@@ -144,7 +158,7 @@ def random_packet(rng):
 def test_every_expression_decides_as_libpcap_does(tmp_path):
     libpcap()
     functions = [
-        pcap.match_function(text).replace("pcap_match", f"match_{at}")
+        to_c(pcap.instructions(text)).replace("pcap_match", f"match_{at}")
         for at, text in enumerate(EXPRESSIONS)
     ]
     lib, rng = build(tmp_path, functions), random.Random(1)  # noqa: S311 - repeatable, not secret
@@ -222,6 +236,26 @@ def test_zero_divisor_and_wide_shift_follow_the_interpreter():
     assert "\treturn 0;" in to_c(zero)
     wide = [Instruction(ALU | 0x60, 0, 0, 40), Instruction(RET, 0, 0, 1)]
     assert "a = 0;" in to_c(wide)
+
+
+@pytest.mark.parametrize(
+    ("expression", "end", "mac"),
+    [
+        ("", 0, False),
+        ("arp", 0, False),
+        ("ip host 10.1.2.3", 20, False),
+        ("udp port 53", 44, False),
+        ("udp port 53 and ip", 24, False),
+        ("tcp[13] & 2 != 0 and ip", 34, False),
+        ("ip6 host fd00::1", 40, False),
+        ("ip[ip[0]] = 7", ANYWHERE, False),
+        ("ether host 02:00:00:00:00:01", 0, True),
+    ],
+)
+def test_how_far_it_looks(expression, end, mac):
+    libpcap()
+    program = pcap.instructions(expression)
+    assert (reach(program, 14, 20), reads_below(program, 12)) == (end, mac)
 
 
 def test_protochain_needs_a_loop_and_says_so():
