@@ -276,7 +276,7 @@ def test_a_reader_that_left_is_a_broken_pipe(form):
         "import os, sys\nfrom tracer.sinks import open_sink\n"
         f"sink = open_sink({form!r}, None)\n"
         "try:\n"
-        f"    while True: sink.write([{record!r}])\n"
+        f"    while True:\n        sink.write([{record!r}])\n        sink.lost('events', 1)\n"
         "except BrokenPipeError:\n    os._exit(7)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as writer:
