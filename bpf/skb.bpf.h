@@ -181,14 +181,21 @@ static __always_inline int is_extension(__u8 next)
 	       next == IPPROTO_FRAGMENT;
 }
 
+/* Of a later fragment, which has no transport header: by the datagram's id and its place there. */
+static __always_inline __u32 fragment_signature(__u32 id, __u32 offset)
+{
+	return (id ^ offset << 16) * 0x9e3779b1 | 1;
+}
+
 /* Follow up to four extension headers; returns the offset of the transport header from l3,
  * or 0 when there is none to read (a later fragment, a chain cut short). */
-static __always_inline __u32 skip_extensions(const void *l3, __u32 linear_bytes, __u8 *next)
+static __always_inline __u32 skip_extensions(const void *l3, __u32 linear_bytes, __u8 *next,
+					     __u32 *signature)
 {
 	__u32 offset = 40;
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		__u8 header[8] = {};
+		__u8 header[8] __attribute__((aligned(8))) = {};
 		if (!is_extension(*next))
 			return offset;
 		if (offset + sizeof(header) > linear_bytes)
@@ -196,6 +203,9 @@ static __always_inline __u32 skip_extensions(const void *l3, __u32 linear_bytes,
 		bpf_probe_read_kernel(header, sizeof(header), l3 + offset);
 		if (*next == IPPROTO_FRAGMENT && (header[2] || header[3] & 0xf8)) {
 			*next = header[0];
+			if (signature)
+				*signature = fragment_signature(*(__u32 *)(header + 4),
+								header[2] << 8 | header[3]);
 			return 0;
 		}
 		offset += *next == IPPROTO_FRAGMENT ? 8 : (header[1] + 1) * 8;
@@ -205,10 +215,12 @@ static __always_inline __u32 skip_extensions(const void *l3, __u32 linear_bytes,
 }
 
 /*
- * A hash of what no NAT on the way changes: IP id, and from the transport header TCP's sequence
- * numbers, UDP's length and first bytes, ICMP's id and sequence number.
+ * A hash of what no NAT on the way changes: IP id, and from the transport header (`l4_bytes` of the
+ * packet begin with it) TCP's sequence numbers, UDP's length and first bytes, ICMP's id and sequence
+ * number.
  */
-static __always_inline __u32 packet_signature(const __u8 *ip_id, __u8 protocol, const __u8 *l4)
+static __always_inline __u32 packet_signature(const __u8 *ip_id, __u8 protocol, const __u8 *l4,
+					      __u32 l4_bytes)
 {
 	__u32 first = *(__u32 *)(l4 + 4), second = *(__u32 *)(l4 + 8);
 	__u32 hash = protocol;
@@ -217,18 +229,21 @@ static __always_inline __u32 packet_signature(const __u8 *ip_id, __u8 protocol, 
 		hash ^= *(__u16 *)ip_id << 8;
 	if (protocol == IPPROTO_UDP)
 		first &= bpf_htonl(0xffff0000); /* the checksum covers the addresses */
+	/* A bare acknowledgement has the numbers of the data that follows it. */
+	if (protocol == IPPROTO_TCP && l4_bytes == (l4[12] >> 4) * 4)
+		hash ^= 1 << 24;
 	hash = (hash ^ first) * 0x9e3779b1;
 	hash = ((hash ^ (hash >> 15)) ^ second) * 0x85ebca6b;
 	return (hash ^ (hash >> 13)) | 1;
 }
 
 /* Ports, signature and TCP flags from the first 16 bytes of the transport header. */
-static __always_inline __u8 read_transport(const __u8 *l4, const __u8 *ip_id, struct tuple *tuple,
-					   __u32 *signature)
+static __always_inline __u8 read_transport(const __u8 *l4, __u32 l4_bytes, const __u8 *ip_id,
+					   struct tuple *tuple, __u32 *signature)
 {
 	set_ports(tuple, l4);
 	if (signature)
-		*signature = packet_signature(ip_id, tuple->protocol, l4);
+		*signature = packet_signature(ip_id, tuple->protocol, l4, l4_bytes);
 	return tuple->protocol == IPPROTO_TCP ? l4[13] : 0;
 }
 
@@ -250,7 +265,7 @@ static __always_inline __u8 read_tuple(int typed, const void *l3, __u32 linear_b
 	__u64 words[7];
 	__u8 *header = (void *)words, slow[16] __attribute__((aligned(8)));
 	__u8 *ip_id = NULL;
-	__u32 l4;
+	__u32 l4, bytes;
 
 	if (tuple->ethertype != ETH_P_IP && tuple->ethertype != ETH_P_IPV6)
 		return 0;
@@ -264,28 +279,32 @@ static __always_inline __u8 read_tuple(int typed, const void *l3, __u32 linear_b
 		mapped_address(tuple->saddr, header + 12);
 		mapped_address(tuple->daddr, header + 16);
 		if ((header[6] << 8 | header[7]) & IPV4_FRAGMENT_OFFSET) {
-			if (signature) /* id and offset; the rest of the header may change */
-				*signature = *(__u32 *)ip_id | 1;
+			if (signature)
+				*signature = fragment_signature(*(__u16 *)ip_id,
+								header[6] << 8 | header[7]);
 			return 0;
 		}
 		l4 = (header[0] & 0xf) * 4;
+		bytes = header[2] << 8 | header[3];
 		if (l4 == 20 && linear_bytes >= 20 + sizeof(slow))
-			return read_transport(header + 20, ip_id, tuple, signature);
+			return read_transport(header + 20, bytes - l4, ip_id, tuple, signature);
 	} else {
 		if (linear_bytes < 40 || read_words(typed, words, 7, l3))
 			return 0;
 		l4 = 40;
+		bytes = 40 + (header[4] << 8 | header[5]);
 		tuple->protocol = header[6];
 		__builtin_memcpy(tuple->saddr, header + 8, 16);
 		__builtin_memcpy(tuple->daddr, header + 24, 16);
 		if (is_extension(tuple->protocol))
-			l4 = skip_extensions(l3, linear_bytes, &tuple->protocol);
+			l4 = skip_extensions(l3, linear_bytes, &tuple->protocol, signature);
 		else if (linear_bytes >= 40 + sizeof(slow))
-			return read_transport(header + 40, NULL, tuple, signature);
+			return read_transport(header + 40, bytes - l4, NULL, tuple, signature);
 	}
 	/* Options, extension headers, or a packet that ends within the transport header. */
 	if (!l4 || l4 + 4 > linear_bytes || bpf_probe_read_kernel(slow, sizeof(slow), l3 + l4))
 		return 0;
+	bytes -= l4;
 	if (l4 + sizeof(slow) > linear_bytes) {
 		/* What lies behind the packet's end is not the packet's. */
 		l4 = linear_bytes - l4 - 4; /* bytes behind the ports */
@@ -293,7 +312,7 @@ static __always_inline __u8 read_tuple(int typed, const void *l3, __u32 linear_b
 		*(__u32 *)(slow + 8) &= first_bytes(l4 > 4 ? l4 - 4 : 0);
 		slow[13] &= l4 > 9 ? 0xff : 0;
 	}
-	return read_transport(slow, ip_id, tuple, signature);
+	return read_transport(slow, bytes, ip_id, tuple, signature);
 }
 
 static __always_inline void read_nf_tuple(const struct nf_conntrack_tuple *from, struct tuple *to)

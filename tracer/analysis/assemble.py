@@ -11,6 +11,7 @@ from tracer.analysis import branches
 from tracer.analysis.branches import FLAG, HOP
 from tracer.analysis.changes import in_tunnel
 from tracer.analysis.columns import Columns, columns
+from tracer.analysis.entries import conntrack_rows
 from tracer.analysis.flow_key import KEY_BYTES, Flow, Flows
 from tracer.analysis.retransmit import Retransmissions
 from tracer.layout import layout
@@ -30,8 +31,6 @@ MANY_DROPS = 4096
 MANY_WAITING = 65536
 """As many as the kernel follows at once (MAX_FOLLOWED)."""
 _IN_SOCKET = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED, HOP.HOP_CONSUMED)
-_IP_CT_RELATED, _IP_CT_IS_REPLY, _IP_CT_RELATED_REPLY = 1, 3, 4
-_IPS_NAT_MASK = 0x30
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,13 @@ class Assembler:
         self._hops = [rows] if len(rows) else []
         return rows if len(rows) else None
 
-    def _paths(self, rows: np.ndarray, ids: NDArray[np.uint64], drops: np.ndarray) -> list[Path]:
+    def _paths(
+        self,
+        rows: np.ndarray,
+        ids: NDArray[np.uint64],
+        resent: NDArray[np.uint64],
+        drops: np.ndarray,
+    ) -> list[Path]:
         order = branches.order(rows, ids)
         told = columns(rows, order, _netns(rows, order))
         outer, bare = in_tunnel(rows, order.starts), branches.is_bare(rows["hop"])
@@ -189,15 +194,21 @@ class Assembler:
             told,
             np.where(inner < 0, order.starts[:-1], inner),
             _first_of(outer, order),
-            _conntrack_rows(rows, order, ~outer),
+            conntrack_rows(rows, order, ~outer),
         )
-        return sorted(self._each(batch, ids, drops), key=lambda path: path.begin_ns)
+        return sorted(self._each(batch, ids, resent, drops), key=lambda path: path.begin_ns)
 
-    def _each(self, batch: Batch, ids: NDArray[np.uint64], drops: np.ndarray) -> Iterator[Path]:
+    def _each(
+        self,
+        batch: Batch,
+        ids: NDArray[np.uint64],
+        resent: NDArray[np.uint64],
+        drops: np.ndarray,
+    ) -> Iterator[Path]:
         rows, starts = batch.rows, batch.order.starts.tolist()
         first = batch.order.starts[:-1]
         last = batch.order.starts[1:] - 1
-        again = self._retransmissions.find(rows[first])
+        again = self._retransmissions.find(rows[first]) | np.isin(ids[first], resent)
         joined = (rows["flags"] & FLAG.HOP_JOINED > 0) | (rows["packet_id"] != ids)
         joined_each = np.logical_or.reduceat(joined, first).tolist()
         flows = self._flows_of(batch)
@@ -323,60 +334,6 @@ def _first_of(mask: NDArray[np.bool_], order: branches.Order) -> NDArray[np.int6
     count = len(mask)
     rows = np.minimum.reduceat(np.where(mask, np.arange(count), count), order.starts[:-1])
     return np.where(rows < count, rows, -1)
-
-
-def _conntrack_rows(
-    rows: np.ndarray, order: branches.Order, inner: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Of each packet the row whose conntrack entry is nearest to the connection's opener.
-
-    Namespaces have an entry each. A translated one is preferred; of several the first that a
-    packet of the opener met, as it was in the end, and the last that an answer met.
-    """
-    count, first = len(rows), order.starts[:-1]
-    entry = rows["ct"]
-    info = entry["info"]
-    usable = inner & (entry["present"] > 0) & (info <= _IP_CT_RELATED_REPLY)
-    usable &= entry["orig"]["ethertype"] > 0
-    translated = usable & (entry["status"] & _IPS_NAT_MASK > 0)
-    index = np.arange(count)
-
-    def ends(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        earliest = np.minimum.reduceat(np.where(mask, index, count), first)
-        return earliest, np.maximum.reduceat(np.where(mask, index, -1), first)
-
-    any_first, any_last = ends(usable)
-    nat_first, nat_last = ends(translated)
-    has_nat = nat_last >= 0
-    opening = np.where(has_nat, nat_first, any_first)
-    closing = np.where(has_nat, nat_last, any_last)
-    opening = _at_its_end(rows, order, translated, opening)
-    known = opening < count
-    is_reply = info[np.where(known, opening, 0)] >= _IP_CT_IS_REPLY
-    return np.where(known, np.where(is_reply, closing, opening), -1)
-
-
-def _at_its_end(
-    rows: np.ndarray,
-    order: branches.Order,
-    translated: NDArray[np.bool_],
-    opening: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Of each packet the last row with the entry of its row `opening`, where that is translated.
-
-    DNAT is settled before SNAT: until then the entry does not tell how answers look.
-    """
-    count = len(rows)
-    row = np.flatnonzero(translated)
-    packet = np.searchsorted(order.starts, row, "right") - 1
-    chosen = opening[packet]
-    row, packet, chosen = (part[chosen < count] for part in (row, packet, chosen))
-    same = (rows["ct"]["orig"][row] == rows["ct"]["orig"][chosen]) & (
-        rows["netns"][row] == rows["netns"][chosen]
-    )
-    settled: NDArray[np.int64] = opening.copy()
-    np.maximum.at(settled, packet[same], row[same])
-    return settled
 
 
 def _last_deaths(rows: np.ndarray, order: branches.Order, drops: np.ndarray) -> dict[int, int]:

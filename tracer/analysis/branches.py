@@ -132,15 +132,38 @@ def _resolve(
 
 def sort(
     rows: np.ndarray, ids: NDArray[np.uint64], chosen: NDArray[np.bool_]
-) -> tuple[np.ndarray, NDArray[np.uint64]]:
-    """The chosen hop records by packet and time, and their ids; without strays."""
+) -> tuple[np.ndarray, NDArray[np.uint64], NDArray[np.uint64]]:
+    """The chosen hop records by packet and time, and their ids; without strays.
+
+    Also the ids of packets that TCP calls retransmissions; that is no hop.
+    """
     index = np.flatnonzero(chosen)
     time_ns = rows["time_ns"][index]
     if (time_ns[1:] < time_ns[:-1]).any():
         index = index[np.argsort(time_ns, kind="stable")]
     index = index[np.argsort(ids[index], kind="stable")]
     index = index[~_strays(rows["hop"][index], rows["skb"][index], ids[index])]
-    return rows[index], ids[index]
+    resent = _resent(rows, ids, index)
+    again = ids[index[resent]]
+    index = index[~resent]
+    return rows[index], ids[index], again
+
+
+def _resent(
+    rows: np.ndarray, ids: NDArray[np.uint64], index: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Where TCP tells that a packet is a retransmission: right after it has sent it.
+
+    A HOP_RETRANSMIT that comes later is about the first attempt, whose data was copied.
+    """
+    resent: NDArray[np.bool_] = rows["hop"][index] == HOP.HOP_RETRANSMIT
+    if resent.any():
+        first = index[np.searchsorted(ids[index], ids[index])]
+        resent &= (rows["hop"][first] == HOP.HOP_NF_ENTER) & (
+            rows["nf_hook"][first] == NF_INET_LOCAL_OUT
+        )
+        resent &= rows["time_ns"][index] - rows["time_ns"][first] <= JOIN_NS
+    return resent
 
 
 def _strays(

@@ -320,7 +320,7 @@ def test_segments_are_counted():
 
 
 def test_the_kernel_says_that_a_packet_is_sent_again():
-    again = hop(RETRANSMIT, 400, skb=99, bytes=40, netns=CLIENT, signature=0)
+    again = hop(RETRANSMIT, 5 * MS, skb=99, bytes=40, netns=CLIENT, signature=0)
     again["tuple"] = 0
     record = one(*sent(protocol=TCP), hop(DROPPED, 300, protocol=TCP), again, drops=drop(300))
     assert [hop["hook"] for hop in record["hops"]][-2:] == ["kfree_skb", "tcp_retransmit_skb"]
@@ -328,6 +328,15 @@ def test_the_kernel_says_that_a_packet_is_sent_again():
     assert "tcp.retransmission" not in record  # it is what is sent later that repeats
     assert "tunnel.packet" not in record
     assert "branch" not in record["hops"][-1]
+
+
+def test_the_kernel_says_that_a_packet_was_a_retransmission():
+    """It does so right after it has sent it."""
+    again = hop(RETRANSMIT, 145, skb=99, bytes=40, netns=CLIENT, signature=0)
+    again["tuple"] = 0
+    record = one(*sent(protocol=TCP), again, *received(protocol=TCP))
+    assert record["tcp.retransmission"] is True
+    assert "tcp_retransmit_skb" not in [hop["hook"] for hop in record["hops"]]
 
 
 def test_retransmission_by_sequence_numbers():

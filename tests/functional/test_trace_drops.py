@@ -1,0 +1,106 @@
+"""`trace` of packets that die: in each netfilter hook, and the first copy that TCP sends again."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from lab import rules, runner, ways
+from lab.traffic import family_of, new_port, send_udp, tcp_listener
+
+COUNT = 5
+PORTS = "udp portrange 20001-29999 or tcp portrange 20001-29999"
+PAYLOAD = b"x" * 99
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _made(cluster, routed):
+    """The cluster first: it sweeps away what a killed run left, and `routed` looks the same."""
+
+
+@pytest.fixture(scope="module")
+def trace(_made, cri_env):
+    """One `tracer trace` for the module."""
+    with runner.running("trace", PORTS, "-o", "json", env=cri_env) as live:
+        yield live
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    assert done.records[-1]["lost"] == {}
+
+
+@pytest.fixture
+def packets(trace):
+    """What `trace` writes during this test."""
+    return runner.watch(trace)
+
+
+def whole(version):
+    """The way from left to right."""
+    return [
+        *ways.sent("trt-left", version),
+        *ways.forwarded("trt-router", ("to-left", "to-right"), version),
+        *ways.received("trt-right", version),
+    ]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("place", "hook", "device"),
+    [
+        ("left", "output", "eth0"),
+        ("left", "postrouting", "eth0"),
+        ("router", "prerouting", "to-left"),
+        ("router", "forward", "to-right"),
+        ("router", "postrouting", "to-right"),
+        ("right", "input", "eth0"),
+    ],
+)
+def test_drop_in_a_hook(routed, packets, version, place, hook, device):
+    """The way ends in the hook, which says so; all before it is told."""
+    port, to = new_port(), routed.right.ip(version)
+    where = routed.router if place == "router" else getattr(routed, place).where
+    family = "ip" if version == 4 else "ip6"
+    with rules.nft(where, family, hook, f"udp dport {port} drop"):
+        send_udp(routed.left.where, (to, port), COUNT)
+        found = packets.expect(COUNT, {"dst.port": port, "dst.address": to})
+    way = whole(version)
+    last = f"{where.name} {device} nf {family} {hook.upper()}"
+    for record in found:
+        end = ways.told(record)[-1]
+        assert (end.split()[0], end.split()[-1]) == (where.name, "kfree_skb")
+        ways.check(record, [*way[: way.index(last) + 1], end], "dropped")
+        died_in = next(hop for hop in reversed(record["hops"]) if hop["hook"].startswith("nf "))
+        assert died_in["verdict"] == "drop"
+        assert record["drop.reason"] == "NETFILTER_DROP"
+        assert record["netfilter.hook"] == hook.upper()
+        assert record["netns.name"] == where.name
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_retransmission(routed, packets, version):
+    """The first copy dies in the router; the second is told as what it is, a packet of its own."""
+    port, to = new_port(), routed.right.ip(version)
+    rule = f"tcp dport {port} tcp flags & psh == psh limit rate 1/day burst 1 packets drop"
+    with (
+        rules.nft(routed.router, "ip" if version == 4 else "ip6", "forward", rule),
+        tcp_listener(routed.right.where, port, family_of(to)) as listener,
+        routed.left.where.socket(family_of(to), socket.SOCK_STREAM) as client,
+    ):
+        client.connect((to, port))
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(5)
+            client.sendall(PAYLOAD)
+            assert accepted.recv(200) == PAYLOAD
+        found = packets.expect(2, {"dst.port": port, "tcp.flags": "PSH,ACK"})
+    first, second = found
+    assert first["tcp.seq"] == second["tcp.seq"]
+    assert (first["verdict"], second["verdict"]) == ("dropped", "delivered")
+    assert first["netfilter.hook"] == "FORWARD"
+    assert second["tcp.retransmission"] is True
+    assert "tcp.retransmission" not in first
+    way = whole(version)
+    died = way.index(f"trt-router to-right nf {'ip' if version == 4 else 'ip6'} FORWARD")
+    assert [x for x in ways.told(first) if "retransmit" not in x][: died + 1] == way[: died + 1]
+    assert ways.told(second)[: len(way)] == way
