@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
 from tracer import __version__
+from tracer.config import with_config
 from tracer.errors import ExitCode, TracerError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ COMMANDS = {
     "drops": "which pods lose packets, why and where",
     "flows": "count every pod's flows and log them",
     "show": "render a recording again, anywhere",
-    "trace": "which way packets went, hop by hop, and where the time went",
     "report": "answers from the files: who talks, what dies and why",
+    "trace": "which way packets went, hop by hop, and where the time went",
     "conntrack": "connection tracking: entries, events, failures, who fills it",
     "pods": "which pod does this netns, device or address belong to",
     "doctor": "what this node can do, and what is missing",
@@ -93,7 +94,8 @@ def _run(argv: Sequence[str]) -> ExitCode:
     )
     command.add_arguments(parser)
     # Intermixed: `FILE --dropped FILTER` as well as `FILE FILTER --dropped`.
-    return command.run(parser.parse_intermixed_args(argv[1:]))
+    arguments = with_config(parser, name, argv[1:], os.environ)
+    return command.run(parser.parse_intermixed_args(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,6 +13,13 @@ from tracer.errors import TracerError
 if TYPE_CHECKING:
     from pathlib import Path
 
+NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""Refusals that may pass: somebody makes room."""
+
+
+class NoRoomError(TracerError):
+    """There is no room to write to; nothing of what was to be written stays."""
+
 
 class PieceFile:
     """A file of our own format that grows by whole pieces, each in one write(2).
@@ -37,7 +44,7 @@ class PieceFile:
             self._take_over(magic)
 
     def append(self, piece: bytes) -> None:
-        """Write `piece` whole; TracerError where there is no room for it.
+        """Write `piece` whole; NoRoomError where it does not fit, TracerError for other refusals.
 
         BrokenPipeError is the caller's: the reader has gone.
         """
@@ -82,6 +89,15 @@ def open_for_append(path: Path) -> int:
     return os.open(path, mode | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
 
+def sync(path: Path) -> None:
+    """Have the disk hold what is written to a file, or what is in a directory; OSError as fsync."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def unwritable(name: str, error: OSError) -> TracerError:
     """What to tell of a file that could not be opened or written, with a hint."""
     hints = {
@@ -93,7 +109,8 @@ def unwritable(name: str, error: OSError) -> TracerError:
         errno.ENOTDIR: "a part of the path is not a directory",
         errno.EROFS: "the file system is mounted read-only: choose another path",
     }
-    return TracerError(
+    kind = NoRoomError if error.errno in NO_ROOM else TracerError
+    return kind(
         f"{name}: {(error.strerror or str(error)).lower()}",
         hints.get(error.errno or 0, "choose a path that can be written"),
     )

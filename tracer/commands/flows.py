@@ -9,36 +9,49 @@ examples:
   tracer flows --write flows.jsonl              into a file, until Ctrl-C
   tracer flows --interval 1s --format hubble    for tools that read Hubble's JSON
   tracer flows --namespace shop --duration 1m   one minute of one namespace
+  tracer flows --format parquet --write flows/  for DuckDB, Spark, pandas, tracer report
+  tracer flows --config /etc/tracer/flows.toml  as a service (docs/flows.md)
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.flow_aggregate import aggregate, grouping
+from tracer.analysis.flow_cache import FlowCache, Timeouts
 from tracer.analysis.flow_columns import drop_table, flow_table, other_table
+from tracer.analysis.flow_filter import Lists, parse_lists
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
-from tracer.commands import options
+from tracer.commands import flow_options, options
+from tracer.commands.flow_metrics import Metrics, add_metrics, health, open_metrics
 from tracer.errors import ExitCode
-from tracer.flow_table import concat, records
+from tracer.flow_table import concat, take
 from tracer.kernel.flow_maps import FlowCounts, Generations, Growing
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.maps import possible_cpus
 from tracer.kernel.program import Program
+from tracer.notify import Notifier
 from tracer.session import Session, say
-from tracer.sinks import open_sink
+from tracer.sinks.flow_files import open_flows
 
 if TYPE_CHECKING:
     import argparse
+    from types import FrameType
 
-    from tracer.sinks import Sink
+    from tracer.flow_table import FlowTable
+    from tracer.metrics.exporter import Health
+    from tracer.model import Node
+    from tracer.sinks.flow_files import FlowSink
 
 UNHEARD_KINDS = ("macvlan", "ipvlan")
 """Devices that take their packets from another one's receive handler (RX_HANDLER_ANOTHER)."""
-DEFAULT_INTERVAL_S = 10.0
 DEFAULT_MAX_FLOWS = 65536
 FLOW_CPU_BYTES = 72
 """One CPU's counts of one flow, and of the half entry kept for flows that are not IPv4."""
@@ -49,23 +62,9 @@ MAP_BUDGET_BYTES = 256 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tracer flows`."""
     options.add_pod_selection(parser)
-    group = parser.add_argument_group("what")
-    group.add_argument(
-        "--interval",
-        type=options.duration_s,
-        default=DEFAULT_INTERVAL_S,
-        metavar="TIME",
-        help="time between two writes (default: 10s)",
-    )
-    group.add_argument(
-        "--max-flows",
-        type=options.positive("--max-flows"),
-        metavar="N",
-        help="flows told apart in one interval; the rest is summed by pod (default: 65536,"
-        " less on machines of many CPUs)",
-    )
-    group.add_argument("--format", choices=("flat", "hubble"), default="flat", help="record format")
-    group.add_argument("--write", type=Path, metavar="PATH", help="append to a file, not stdout")
+    flow_options.add_counting(parser)
+    flow_options.add_output(parser)
+    add_metrics(parser)
     options.add_run_options(parser)
 
 
@@ -83,12 +82,45 @@ def _program(args: argparse.Namespace) -> Program:
     return Program(hooks, defines, deferred=("dev-rx",), attach=options.attach_ways(args))
 
 
+HELD_INTERVALS = 4
+"""Flows that wait for their timeouts, as a multiple of those of one interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What becomes of flows before they are written."""
+
+    lists: Lists
+    aggregate: tuple[str, ...]
+    timeouts: Timeouts
+    most_held: int
+
+    def chosen(self, table: FlowTable, node: Node) -> FlowTable:
+        """The records that are written."""
+        if self.lists != Lists():
+            table = take(table, self.lists.keep(table, node))
+        return aggregate(table, self.aggregate) if self.aggregate else table
+
+
+def _wanted(args: argparse.Namespace) -> Wanted:
+    return Wanted(
+        parse_lists(args.allow, args.deny),
+        grouping(args.aggregate) if args.aggregate else (),
+        Timeouts(args.active_timeout, args.inactive_timeout),
+        HELD_INTERVALS * (args.max_flows or _max_flows()),
+    )
+
+
 class Flows:
     """Reads the generations of each interval and writes them as records."""
 
-    def __init__(self, session: Session, sink: Sink) -> None:
+    def __init__(
+        self, session: Session, sink: FlowSink, wanted: Wanted, metrics: Metrics | None = None
+    ) -> None:
         """Start counting."""
-        self._session, self._sink = session, sink
+        self._metrics, self.live = metrics, 0
+        self._session, self._sink, self._wanted = session, sink, wanted
+        self._waiting = FlowCache(wanted.timeouts, wanted.most_held)
         self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
@@ -104,8 +136,11 @@ class Flows:
         Flows of a namespace that nobody has named yet wait for the next call, unless it is the
         `last`: a pod's first packets are often faster than word of the pod.
         """
+        start_s = time.monotonic()
         flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
         flows = self._hold_unnamed(*flows, last=last)
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        flows = self._waiting.due(*flows, now_ns, everything=last)
         end_ns = time.time_ns()
         context = self._session.context()
         tables = [
@@ -114,12 +149,22 @@ class Flows:
             other_table(*other, context, end_ns),
         ]
         self._begin_ns = end_ns
-        self.flows += sum(table.rows for table in tables)
         for table in (tables[0], tables[2]):
             self.packets += int(table.columns["packets"].values.sum()) if table.rows else 0
-        self._sink.write(records(concat(tables)))
+        counted = concat(tables)
+        self.live = counted.rows
+        table = self._wanted.chosen(counted, context.node)
+        self.flows += table.rows
+        self._sink.write(table)
         for source, count in self._session.new_losses().items():
             self._sink.lost(source, count)
+        if self._metrics:
+            self._metrics.add(counted, time.monotonic() - start_s)
+
+    def health(self) -> Health:
+        """How the run is; from any thread."""
+        waiting = {"name": len(self._held[0]), "timeout": len(self._waiting)}
+        return health(self._session, waiting, self.live, self._sink.thrown_away)
 
     def _hold_unnamed(
         self, keys: np.ndarray, counts: np.ndarray, *, last: bool
@@ -156,9 +201,52 @@ class Flows:
         self._unpaired = places
 
 
+class Reload:
+    """SIGHUP asks for new files."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before = signal.signal(signal.SIGHUP, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+
+    def taken(self) -> bool:
+        """Whether it was asked since the last call."""
+        asked, self._asked = self._asked, False
+        return asked
+
+    def close(self) -> None:
+        """Let SIGHUP do what it did before."""
+        signal.signal(signal.SIGHUP, self._before)
+
+
+def _follow(session: Session, flows: Flows, sink: FlowSink, interval_s: float) -> None:
+    """Write every interval, and between them look after files and systemd, until it ends."""
+    notifier, reload = Notifier(), Reload()
+    notifier.ready(f"counting flows on {session.inventory.node.name}")
+    due_s = time.monotonic() + interval_s
+    while session.running:
+        session.wait(min(due_s - time.monotonic(), sink.tick_s, notifier.watchdog_s))
+        flows.follow_devices()
+        if time.monotonic() >= due_s:
+            flows.write()
+            due_s += interval_s
+        if reload.taken():
+            notifier.reloading()
+            sink.reopen()
+            notifier.ready("files reopened")
+        sink.tick()
+        notifier.alive()
+    notifier.stopping()
+    reload.close()
+
+
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer flows`."""
-    sink = open_sink(args.format, args.write)
+    wanted = _wanted(args)
+    metrics = open_metrics(args)
+    sink = open_flows(flow_options.request(args, os.uname().nodename), say)
     with Session(
         "flows",
         _program(args),
@@ -166,17 +254,13 @@ def run(args: argparse.Namespace) -> ExitCode:
         options.limits(args),
         concurrent=args.concurrent,
     ) as session:
-        flows = Flows(session, sink)
-        session.announce(args.ready_file)
-        due_s = time.monotonic() + args.interval
-        while session.running:
-            session.wait(due_s - time.monotonic())
-            flows.follow_devices()
-            if time.monotonic() >= due_s:
-                flows.write()
-                due_s += args.interval
-        session.loaded.detach()
-        flows.write(last=True)
+        flows = Flows(session, sink, wanted, metrics)
+        with metrics.following(flows.health) if metrics else nullcontext():
+            session.announce(args.ready_file)
+            _follow(session, flows, sink, args.interval)
+            session.loaded.detach()
+            flows.write(last=True)
     sink.close()
     say(f"{flows.flows} flow records, {flows.packets} packets")
-    return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE
+    incomplete = session.lost or session.loaded.degraded or sink.thrown_away
+    return ExitCode.PARTIAL if incomplete else ExitCode.DONE

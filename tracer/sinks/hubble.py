@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from tracer.errors import TracerError
+from tracer.flow_table import records as rows_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracer.flow_table import FlowTable
     from tracer.model import Record
     from tracer.sinks.output import Output
 
@@ -59,6 +63,15 @@ _MAPPED = frozenset(
 )
 """Flat names that have a field of their own in Hubble's flow."""
 
+_FIELDS = frozenset(
+    """
+    time verdict drop_reason drop_reason_desc IP l4 source destination Type node_name is_reply
+    event_type trace_observation_point destination_service traffic_direction interface Summary
+    extensions
+    """.split()  # noqa: SIM905 - a list of names reads best as text
+)
+"""What `envelope` fills."""
+
 _STRUCT = "type.googleapis.com/google.protobuf.Struct"
 
 
@@ -79,16 +92,67 @@ class Hubble:
     def lost(self, source: str, count: int) -> None:  # noqa: ARG002 - Hubble lists only its own
         """Write a `lost_events` line."""
         now = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%fZ}"
-        lost = {"source": "PERF_EVENT_RING_BUFFER", "num_events_lost": str(count)}
-        self._write([_filled({"lost_events": lost, "node_name": self._node, "time": now})])
+        self._write([_lost(count, self._node, now)])
 
     def close(self) -> None:
         """Close the output."""
         self._output.close()
 
     def _write(self, lines: Sequence[dict[str, Any]]) -> None:
-        made = [orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines]
-        self._output.write(b"".join(made))
+        self._output.write(b"".join(_encoded(lines)))
+
+
+class FlowLines:
+    """Flow tables as Hubble flows, with the fields of a field mask only, if there is one.
+
+    A mask has Hubble's own names: `time`, `source.pod_name`, `l4`, `extensions`.
+    """
+
+    live = True
+    header = b""
+
+    def __init__(self, mask: Sequence[str] = ()) -> None:
+        """Raise TracerError for a name that Hubble's flow does not have."""
+        self._mask = [tuple(path.split(".")) for path in mask]
+        for path in self._mask:
+            if path[0] not in _FIELDS:
+                raise TracerError(
+                    f"--fields '{'.'.join(path)}': no field of Hubble's flow",
+                    f"known: {', '.join(sorted(_FIELDS))}, and what is in them",
+                )
+
+    def lines(self, table: FlowTable) -> list[bytes]:
+        """One line a record."""
+        return _encoded([self._line(record) for record in rows_of(table)])
+
+    def _line(self, record: Record) -> dict[str, Any]:
+        if record["type"] == "lost":
+            return _lost(record["count"], record.get("k8s.node.name", ""), record["time"])
+        line = envelope(record)
+        if self._mask:
+            line["flow"] = _masked(line["flow"], self._mask)
+        return line
+
+
+def _masked(message: dict[str, Any], mask: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """What a google.protobuf.FieldMask keeps."""
+    kept = {}
+    for name, value in message.items():
+        deeper = [path[1:] for path in mask if path[0] == name]
+        if not deeper:
+            continue
+        whole = () in deeper or not isinstance(value, dict)
+        kept[name] = value if whole else _masked(value, deeper)
+    return kept
+
+
+def _lost(count: int, node: str, time: str) -> dict[str, Any]:
+    lost = {"source": "PERF_EVENT_RING_BUFFER", "num_events_lost": str(count)}
+    return _filled({"lost_events": lost, "node_name": node, "time": time})
+
+
+def _encoded(lines: Sequence[dict[str, Any]]) -> list[bytes]:
+    return [orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines]
 
 
 def open_sink(output: Output) -> Hubble:

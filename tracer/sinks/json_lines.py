@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from tracer.flow_table import records as rows_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracer.flow_table import FlowTable
     from tracer.model import Record
     from tracer.sinks.output import Output
 
@@ -21,8 +24,7 @@ class JsonLines:
 
     def write(self, records: Sequence[Record]) -> None:
         """Write each record as one line."""
-        lines = [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
-        self._output.write(b"".join(lines))
+        self._output.write(b"".join(encoded(records)))
 
     def lost(self, source: str, count: int) -> None:
         """Write a record of type `lost`."""
@@ -31,6 +33,22 @@ class JsonLines:
     def close(self) -> None:
         """Close the output."""
         self._output.close()
+
+
+class FlowLines:
+    """Flow tables as flat records."""
+
+    live = True
+    header = b""
+
+    def lines(self, table: FlowTable) -> list[bytes]:
+        """One line a record."""
+        return encoded(rows_of(table))
+
+
+def encoded(records: Sequence[Record]) -> list[bytes]:
+    """A line of JSON for each."""
+    return [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
 
 
 def open_sink(output: Output) -> JsonLines:

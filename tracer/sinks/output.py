@@ -33,7 +33,7 @@ class Output:
         self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self.is_terminal = os.isatty(self._fd)
         if self._owned and self._regular:
-            self._mend()
+            mend(self._fd)
 
     def write(self, lines: bytes) -> None:
         """Append `lines`, which end with a newline, or are empty.
@@ -59,21 +59,23 @@ class Output:
             os.close(self._fd)
             self._fd = -1
 
-    def _mend(self) -> None:
-        size = os.fstat(self._fd).st_size
-        tail = os.pread(self._fd, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
-        torn = tail[tail.rfind(b"\n") + 1 :]
-        if torn.startswith(_RECORD):
-            os.ftruncate(self._fd, size - len(torn))
-        elif torn:
-            # Not a record of ours: keep it, on a line of its own.
-            self.write(b"\n")
-
     def _cut(self, lines: bytes, written: int) -> None:
         """Take back what was written of a line that did not fit."""
         torn = written - (lines.rfind(b"\n", 0, written) + 1)
         if self._regular and torn:
             os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn)
+
+
+def mend(fd: int, *, ours: bool = False) -> None:
+    """Take half a record off the end of a file; of what is not `ours` make a line of its own."""
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if ours or torn.startswith(_RECORD) or not torn.strip(b" \0"):
+        os.ftruncate(fd, size - len(torn))
+    elif torn:
+        # Not a record of ours: keep it, on a line of its own.
+        os.write(fd, b"\n")
 
 
 def _open(path: Path) -> int:

@@ -1,0 +1,120 @@
+"""Flow records summed by pod, workload, Service, or whatever fields they share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.analysis.packet import TCP_FLAGS
+from tracer.flow_table import FIELDS, Column, FlowTable, coded, known_fields, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_ALWAYS = (
+    "type", "direction", "verdict", "k8s.node.name", "network.type", "transport",
+    "network.iana_number", "drop.reason", "flow.other",
+)  # fmt: skip
+_WORKLOADS = tuple(
+    f"k8s.{end}{name}"
+    for end, names in (
+        ("", ("pod.namespace", "owner.kind", "owner.name")),
+        ("src.", ("namespace", "owner.kind", "owner.name")),
+        ("dst.", ("namespace", "owner.kind", "owner.name")),
+    )
+    for name in names
+)
+_PODS = (*_WORKLOADS, "k8s.pod.name", "k8s.src.pod.name", "k8s.dst.pod.name")
+_SERVICES = ("service.namespace", "service.name", "service.address", "service.port", "dst.port")
+GROUPS = {
+    name: fields
+    for name, fields in (
+        ("pod", _PODS),
+        ("workload", _WORKLOADS),
+        ("service", (*_WORKLOADS, *_SERVICES)),
+    )
+    if FIELDS.keys() >= set(fields)
+}
+"""What `--aggregate` has names for; `service` from when flows tell Services on."""
+_SUMS, _EARLIEST, _LATEST = ("packets", "bytes", "count"), ("time",), ("end_time",)
+_FLAGS = "tcp.flags"
+
+
+def grouping(text: str) -> tuple[str, ...]:
+    """`pod`, `workload` or field names → the columns that stay; TracerError for neither."""
+    if text in GROUPS:
+        return (*_ALWAYS, *GROUPS[text])
+    names = [name.strip() for name in text.split(",")]
+    return (*_ALWAYS, *known_fields(names, "--aggregate"))
+
+
+def aggregate(whole: FlowTable, by: Sequence[str]) -> FlowTable:
+    """One row for each combination of the columns `by` (and of sources of losses).
+
+    Packets and bytes are summed, times span all, TCP flags are all that were seen; other columns
+    are left out. Earliest first.
+    """
+    names = [name for name in (*by, "source") if name in whole.columns]
+    if not whole.rows or not names:
+        return whole
+    first, group = _groups([_code(whole.columns[name]) for name in names])
+    columns = {name: _at(whole.columns[name], first) for name in names}
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(len(first)))
+    for some, combine in ((_SUMS, np.add), (_EARLIEST, np.minimum), (_LATEST, np.maximum)):
+        for name in some:
+            if name in whole.columns:
+                columns[name] = _combined(whole.columns[name], order, starts, combine)
+    if _FLAGS in whole.columns:
+        columns[_FLAGS] = _flags(whole.columns[_FLAGS], group, len(first))
+    return table(len(first), columns)
+
+
+def _code(column: Column) -> NDArray[np.int64]:
+    """A number for each value; -1 is absent."""
+    if column.words is not None:
+        return column.values.astype(np.int64)
+    return np.where(column.present, column.values.astype(np.int64), -1)
+
+
+def _groups(codes: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First row of each combination, in order of rows, and which of them each row is."""
+    group = np.zeros(len(codes[0]), np.int64)
+    for code in codes:
+        distinct, number = np.unique(code, return_inverse=True)
+        # Numbered anew each time: the product of few distinct values cannot overflow.
+        group = np.unique(group * len(distinct) + number.ravel(), return_inverse=True)[1].ravel()
+    _, first, number = np.unique(group, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[number.ravel()]
+
+
+def _at(column: Column, rows: NDArray[np.int64]) -> Column:
+    held = None if column.held is None else column.held[rows]
+    return Column(column.values[rows], column.words, held)
+
+
+def _combined(
+    column: Column, order: NDArray[np.int64], starts: NDArray[np.int64], combine: np.ufunc
+) -> Column:
+    held = np.maximum.reduceat(column.present[order], starts)
+    values = column.values
+    if column.held is not None:
+        values = np.where(column.held, values, 0)
+    return Column(combine.reduceat(values[order], starts), None, None if held.all() else held)
+
+
+def _flags(column: Column, group: NDArray[np.int64], groups: int) -> Column:
+    """All flags that a group has seen, in the order in which the records write them."""
+    seen: list[dict[str, None]] = [{} for _ in range(groups)]
+    pairs = np.unique(np.stack((group, column.values.astype(np.int64))), axis=1).T.tolist()
+    for number, word in pairs:
+        if word >= 0:
+            seen[number].update(dict.fromkeys((column.words or ())[word].split(",")))
+    ranks = {name: rank for rank, name in enumerate(TCP_FLAGS)}
+    return coded(",".join(sorted(one, key=ranks.__getitem__)) for one in seen)

@@ -1,0 +1,58 @@
+"""Flows that go on are told now and then, flows that ended once: active and inactive timeouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracer.analysis.flows import sum_flows
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """When a flow is told; None: at once."""
+
+    active_s: float | None = None
+    """After its first packet that is not told yet."""
+    inactive_s: float | None = None
+    """After its last packet."""
+
+
+class FlowCache:
+    """Counts of flows that wait to be told, summed."""
+
+    def __init__(self, timeouts: Timeouts, most: int) -> None:
+        """`most` flows wait; where there are more all are told."""
+        self._timeouts, self._most = timeouts, most
+        self._keys: np.ndarray | None = None
+        self._counts: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """How many flows wait."""
+        return 0 if self._keys is None else len(self._keys)
+
+    def due(
+        self, keys: np.ndarray, counts: np.ndarray, now_ns: int, *, everything: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add (n,) `keys` and `counts`; return those of flows that are due, and forget them.
+
+        `now_ns` is the clock of the counts.
+        """
+        if self._timeouts == Timeouts():
+            return keys, counts
+        if self._keys is not None and self._counts is not None:
+            keys = np.concatenate((self._keys, keys))
+            counts = np.concatenate((self._counts, counts))
+        keys, counts = sum_flows(keys, counts)
+        told = np.full(len(keys), everything or len(keys) > self._most)
+        for since, timeout_s in (
+            (counts["first_ns"], self._timeouts.active_s),
+            (counts["last_ns"], self._timeouts.inactive_s),
+        ):
+            if timeout_s is not None:
+                told |= since.astype(np.int64) <= now_ns - int(timeout_s * NS_PER_S)
+        self._keys, self._counts = keys[~told], counts[~told]
+        return keys[told], counts[told]

@@ -1,0 +1,216 @@
+"""Allow and deny lists of flow records: JSON filters as those of Hubble's exporter.
+
+A filter is an object of fields, each with a list of values. A flow passes one if every field has a
+value that holds; it is kept if it passes one filter of the allow list (or there is none) and no
+filter of the deny list. Field names and the meaning of values are those of Hubble's FlowFilter.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tracer.analysis.labels import parse_selector
+from tracer.errors import TracerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from tracer.flow_table import FlowTable
+    from tracer.model import Node
+
+    Mask = NDArray[np.bool_]
+    Words = Callable[[str], bool]
+
+_VERDICTS = {"FORWARDED": "forwarded", "DROPPED": "dropped"}
+_DIRECTIONS = {"INGRESS": "ingress", "EGRESS": "egress"}
+_VERSIONS = {"IPv4": "ipv4", "IPv6": "ipv6"}
+_ENDS = {"source": "src", "destination": "dst"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What filters look at."""
+
+    table: FlowTable
+    node: Node
+
+    def text(self, name: str, holds: Words) -> Mask:
+        """Where a column of text holds; each word is looked at once."""
+        column = self.table.columns.get(name)
+        if column is None:
+            return np.zeros(self.table.rows, bool)
+        good = np.array([*map(holds, column.words or ()), False], bool)
+        return np.asarray(good[column.values.astype(np.int64)])
+
+    def number(self, name: str, values: Sequence[int]) -> Mask:
+        """Where a column of numbers has one of `values`."""
+        column = self.table.columns.get(name)
+        if column is None:
+            return np.zeros(self.table.rows, bool)
+        return np.asarray(np.isin(column.values, values) & column.present)
+
+
+def parse_filter(text: str, option: str) -> Callable[[_Rows], Mask]:
+    """One filter, such as `{"source_pod":["shop/"],"verdict":["DROPPED"]}`; TracerError if none."""
+    hint = 'example: \'{"destination_pod":["shop/web-"],"destination_port":["80"]}\''
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        raise TracerError(f"{option} '{text}': not JSON", hint) from None
+    if not isinstance(fields, dict) or not fields:
+        raise TracerError(f"{option} '{text}': not an object of fields", hint)
+    tests = []
+    for name, values in fields.items():
+        if name not in _TESTS:
+            raise TracerError(
+                f"{option}: no field '{name}' to filter by", f"known: {', '.join(_TESTS)}"
+            )
+        many = values if isinstance(values, list) else [values]
+        try:
+            tests.append(_TESTS[name](many))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise TracerError(f"{option}: {name}: {json.dumps(values)}: {error}", hint) from None
+    return lambda rows: np.logical_and.reduce([test(rows) for test in tests])
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """An allow list and a deny list."""
+
+    allow: tuple[Callable[[_Rows], Mask], ...] = ()
+    deny: tuple[Callable[[_Rows], Mask], ...] = ()
+
+    def keep(self, table: FlowTable, node: Node) -> Mask:
+        """(n,): which records are kept; those that tell of losses always are."""
+        rows = _Rows(table, node)
+        kept = np.full(table.rows, not self.allow)
+        for one in self.allow:
+            kept |= one(rows)
+        for one in self.deny:
+            kept &= ~one(rows)
+        return np.asarray(kept | rows.text("type", "lost".__eq__))
+
+
+def parse_lists(allow: Iterable[str], deny: Iterable[str]) -> Lists:
+    """Lists of filters, one JSON object each."""
+    return Lists(
+        tuple(parse_filter(text, "--allow") for text in allow),
+        tuple(parse_filter(text, "--deny") for text in deny),
+    )
+
+
+def _any(rows: _Rows, masks: Iterable[Mask]) -> Mask:
+    found = np.zeros(rows.table.rows, bool)
+    for mask in masks:
+        found |= mask
+    return found
+
+
+def _any_word(name: str, holds: Words) -> Callable[[_Rows], Mask]:
+    return lambda rows: rows.text(name, holds)
+
+
+def _one_of(name: str, known: Mapping[str, str], values: Sequence[Any]) -> Callable[[_Rows], Mask]:
+    for value in values:
+        if value not in known:
+            raise ValueError(f"not one of {', '.join(known)}")
+    wanted = {known[value] for value in values}
+    return _any_word(name, wanted.__contains__)
+
+
+def _address(end: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    networks = [ip_network(value, strict=False) for value in values]
+    return _any_word(
+        f"{end}.address", lambda text: any(ip_address(text) in network for network in networks)
+    )
+
+
+def _port(end: str, values: Sequence[Any]) -> Callable[[_Rows], Mask]:
+    ports = [int(value) for value in values]
+    return lambda rows: rows.number(f"{end}.port", ports)
+
+
+def _pod(end: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    """`shop/web-`: begin of a name in a namespace; `shop/`: all of it; `web-`: in any."""
+    parted = [value.rpartition("/") for value in values]
+    wanted = [(namespace, name) for namespace, _, name in parted]
+
+    def one(rows: _Rows, namespace: str, begin: str) -> Mask:
+        named = rows.text(f"k8s.{end}.pod.name", lambda text: text.startswith(begin))
+        if namespace:
+            named &= rows.text(f"k8s.{end}.namespace", namespace.__eq__)
+        return named
+
+    return lambda rows: _any(rows, [one(rows, *pair) for pair in wanted])
+
+
+def _labels(end: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    selectors = [parse_selector(value.removeprefix("k8s:")) for value in values]
+
+    def test(rows: _Rows) -> Mask:
+        chosen: dict[str, set[str]] = {}
+        for pod in rows.node.pods.values():
+            if any(selector(pod.labels) for selector in selectors):
+                chosen.setdefault(pod.namespace, set()).add(pod.name)
+        masks = [
+            rows.text(f"k8s.{end}.namespace", namespace.__eq__)
+            & rows.text(f"k8s.{end}.pod.name", names.__contains__)
+            for namespace, names in chosen.items()
+        ]
+        return _any(rows, masks)
+
+    return test
+
+
+def _workload(end: str, values: Sequence[dict[str, str]]) -> Callable[[_Rows], Mask]:
+    wanted = [(value.get("name", ""), value.get("kind", "")) for value in values]
+
+    def one(rows: _Rows, name: str, kind: str) -> Mask:
+        named = rows.text(f"k8s.{end}.owner.name", lambda text: name in ("", text))
+        return named & rows.text(f"k8s.{end}.owner.kind", lambda text: kind in ("", text))
+
+    return lambda rows: _any(rows, [one(rows, *pair) for pair in wanted])
+
+
+def _flags(values: Sequence[dict[str, bool]]) -> Callable[[_Rows], Mask]:
+    """`{"SYN":true}`: all that are true must have been seen."""
+    wanted = [{name for name, on in value.items() if on} for value in values]
+    return _any_word("tcp.flags", lambda text: any(one <= {*text.split(",")} for one in wanted))
+
+
+def _name(name: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    """A name that may hold `*` and `?`; what Hubble puts before a slash is left out."""
+    patterns = [value.rpartition("/")[2] for value in values]
+    return _any_word(name, lambda text: any(fnmatchcase(text, pattern) for pattern in patterns))
+
+
+def _protocol(values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    wanted = {value.lower().replace("icmpv4", "icmp") for value in values}
+    return _any_word("transport", wanted.__contains__)
+
+
+_TESTS: Mapping[str, Callable[[Any], Callable[[_Rows], Mask]]] = {
+    **{f"{word}_ip": partial(_address, end) for word, end in _ENDS.items()},
+    **{f"{word}_port": partial(_port, end) for word, end in _ENDS.items()},
+    **{f"{word}_pod": partial(_pod, end) for word, end in _ENDS.items()},
+    **{f"{word}_label": partial(_labels, end) for word, end in _ENDS.items()},
+    **{f"{word}_workload": partial(_workload, end) for word, end in _ENDS.items()},
+    "verdict": partial(_one_of, "verdict", _VERDICTS),
+    "traffic_direction": partial(_one_of, "direction", _DIRECTIONS),
+    "ip_version": partial(_one_of, "network.type", _VERSIONS),
+    "protocol": _protocol,
+    "tcp_flags": _flags,
+    "node_name": partial(_name, "k8s.node.name"),
+    "interface": partial(_name, "interface.name"),
+    "drop_reason": partial(_name, "drop.reason"),
+}
+"""Hubble's fields, but `drop_reason`, which has the kernel's names."""
