@@ -1,0 +1,202 @@
+"""What conntrack fails at, provoked for real; and what `tracer conntrack` itself may lose."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import namespaces, wire
+from lab.queue import queue
+from lab.rules import iptables, nft
+from lab.shell import until
+from lab.tracking import failures, following, send_flows, tracking
+from lab.traffic import new_port, udp_listener
+
+COUNT = 7
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "conntrack.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster_first(cluster):
+    """It sweeps away all namespaces of a former run, `routed` among them."""
+
+
+@pytest.fixture
+def router(routed):
+    """The router, which tracks IPv4; without entries."""
+    with tracking(routed.router):
+        yield routed.router
+
+
+@contextmanager
+def node_sysctls(**values):
+    """Settings that only the node has, for all namespaces; put back afterwards."""
+    node = namespaces.node()
+    keys = {f"netfilter/nf_conntrack_{name}": value for name, value in values.items()}
+    before = {key: node.sysctl(key, value) for key, value in keys.items()}
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            node.sysctl(key, value)
+
+
+def count_of(records, event):
+    return sum(r.get("event") == event and r["transport"] == "udp" for r in records)
+
+
+def test_table_full(routed, router):
+    """Each packet makes an entry, or finds no room and is counted."""
+    port, sent = new_port(), 41
+    with udp_listener(routed.right.where, port), following(router) as live:
+        with node_sysctls(max=10):
+            send_flows(routed.left.where, (routed.right.ip4, port), sent)
+        done = live.stop()
+    told = failures(done.records)
+    assert count_of(done.records, "new") + told["table-full"] == sent
+    assert told["table-full"] >= COUNT
+    (full,) = [r for r in done.records if r.get("failure") == "table-full"]
+    assert full["netns"] == router.inode
+    assert full["conntrack.entries"] >= 10
+    assert done.code == 0
+
+
+def test_early_drop(routed, router):
+    """A full table with a small hash: who is not assured makes room, and that is told of each."""
+    port, sent = new_port(), 301
+    with udp_listener(routed.right.where, port), following(router) as live:
+        with node_sysctls(buckets=512, max=20):
+            send_flows(routed.left.where, (routed.right.ip4, port), sent)
+        done = live.stop()
+    told = failures(done.records)
+    ended = [r for r in done.records if r.get("event") == "destroy"]
+    assert {(r["conntrack.destroy.reason"], r["inferred"]) for r in ended} == {("early-drop", True)}
+    assert told["early-drop"] == len(ended) > 0
+    assert count_of(done.records, "new") + told.get("table-full", 0) == sent
+
+
+def out_of_window(routed, port):
+    """A handshake by hand, then seven segments far beyond the window that was offered."""
+    left, right, silent = routed.left, routed.right, f"tcp dport {port} drop"
+
+    def segment(src, dst, flags, sequence):
+        packet = wire.tcp(src.ip4, dst.ip4, (port, port), flags=flags, sequence=sequence)
+        return wire.ip(src.ip4, dst.ip4, socket.IPPROTO_TCP, packet)
+
+    # Neither end's kernel knows of the connection: it would reset it.
+    with (
+        nft(left.where, "inet", "prerouting", silent),
+        nft(right.where, "inet", "prerouting", silent),
+    ):
+        wire.send(left.where, segment(left, right, wire.SYN, 1))
+        wire.send(right.where, segment(right, left, wire.SYN | wire.ACK, 2))
+        wire.send(left.where, segment(left, right, wire.ACK, 0x40000000), COUNT)
+
+
+def no_entry(routed, port):
+    """Seven resets of a connection that nobody knows."""
+    left, right = routed.left, routed.right
+    segment = wire.tcp(left.ip4, right.ip4, (port, port), flags=wire.RST)
+    wire.send(left.where, wire.ip(left.ip4, right.ip4, socket.IPPROTO_TCP, segment), COUNT)
+
+
+def bad_checksum(routed, port):
+    """Seven datagrams whose checksum is wrong."""
+    left, right = routed.left, routed.right
+    datagram = wire.udp(left.ip4, right.ip4, (port, port), bytes(32), spoil=1)
+    wire.send(left.where, wire.ip(left.ip4, right.ip4, socket.IPPROTO_UDP, datagram), COUNT)
+
+
+@pytest.mark.parametrize("provoke", [out_of_window, no_entry, bad_checksum])
+def test_invalid(routed, router, provoke):
+    with following(router) as live:
+        provoke(routed, new_port())
+        done = live.stop()
+    assert failures(done.records) == {"invalid": COUNT}
+
+
+def test_two_first_packets_of_one_udp_flow(routed, router):
+    """Both wait in a queue, before either has made its entry: the second clashes, none is lost."""
+    port, left, right = new_port(), routed.left, routed.right
+    rule = ("FORWARD", "-p", "udp", "--dport", str(port), "-j", "NFQUEUE", "--queue-num", "77")
+    with (
+        iptables(router, "iptables-legacy", *rule),
+        udp_listener(right.where, port) as listener,
+        queue(router, 77) as held,
+        following(router) as live,
+    ):
+        with left.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(2):
+                sender.sendto(b"x", (right.ip4, port))
+            held.hold(2)
+            held.release()
+            for _ in range(2):
+                listener.recv(10)
+        done = live.stop()
+    assert failures(done.records) == {"clash-resolved": 1}
+    assert count_of(done.records, "new") == 1
+
+
+def test_two_first_packets_of_one_tcp_connection(routed, router):
+    """TCP lets no clash pass: the second SYN is dropped where its entry was to be made."""
+    port, left, right = new_port(), routed.left, routed.right
+    rule = ("FORWARD", "-p", "tcp", "--dport", str(port), "-j", "NFQUEUE", "--queue-num", "77")
+    syn = wire.tcp(left.ip4, right.ip4, (port, port), flags=wire.SYN)
+    with (
+        iptables(router, "iptables-legacy", *rule),
+        # A reset would end the first entry before the second is made.
+        nft(right.where, "inet", "prerouting", f"tcp dport {port} drop"),
+        queue(router, 77) as held,
+        following(router) as live,
+    ):
+        wire.send(left.where, wire.ip(left.ip4, right.ip4, socket.IPPROTO_TCP, syn), 2)
+        held.hold(2)
+        held.release()
+        until(lambda: failures(live.records()), "the failure is told")
+        done = live.stop()
+    assert failures(done.records) == {"insert-failed": 1}
+
+
+def test_overrun_is_counted_and_made_up_for(routed, router):
+    """While tracer stands still its small buffer overflows: afterwards all entries are known."""
+    port, sent = new_port(), 1001
+    with (
+        udp_listener(routed.right.where, port),
+        following(router, "--buffer", "4096") as live,
+    ):
+        live.process.send_signal(signal.SIGSTOP)
+        send_flows(routed.left.where, (routed.right.ip4, port), sent)
+        live.process.send_signal(signal.SIGCONT)
+        until(lambda: any(r["type"] == "resync" for r in live.records()), "the table is read again")
+        alive = [r for r in live.records() if r["type"] == "resync"][-1]
+        live.process.send_signal(signal.SIGSTOP)
+        router.run("conntrack", "-F")
+        live.process.send_signal(signal.SIGCONT)
+        until(lambda: len([r for r in live.records() if r["type"] == "resync"]) > 1, "again")
+        done = live.stop()
+    assert done.code == 1
+    end = done.records[-1]
+    told = {event: count_of(done.records, event) for event in ("new", "found", "destroy")}
+    assert alive["entries"] == sent
+    assert told["new"] + told["found"] == sent
+    assert told["found"] == end["lost"]["births"]
+    assert told["destroy"] + end["lost"]["deaths"] == sent
+    # A lost message was a birth or a death: these flows have no other events.
+    assert end["lost"]["births"] + end["lost"]["deaths"] == end["lost"]["conntrack events"]
+    shown = [r for r in done.records if r["type"] == "lost"]
+    assert sum(r["count"] for r in shown) == end["lost"]["conntrack events"]
+    flows = {r["src.port"] for r in done.records if r.get("event") in ("new", "found")}
+    assert len(flows) == sent
+    assert end["alive"] == 0
+
+
+def test_every_birth_and_death_of_short_connections():
+    """The benchmark's own check, for five seconds: told once, or counted as lost."""
+    argv = [sys.executable, str(BENCHMARK), "5", "1000"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
