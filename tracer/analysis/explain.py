@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tracer.analysis import rules_ip, rules_link, rules_untold
+from tracer.analysis import rules_ip, rules_link, rules_netfilter, rules_untold
 from tracer.analysis.rules import Rule
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ _UNTOLD = Rule(
     "The kernel dropped it in {function} {where} without giving a reason.",
     "--stack shows how it came there; the function's source tells the rest",
 )
-_RULES = (*rules_ip.RULES, *rules_link.RULES, *rules_untold.RULES, _UNTOLD, _UNKNOWN)
+_RULES = (
+    *rules_netfilter.RULES,
+    *rules_ip.RULES,
+    *rules_link.RULES,
+    *rules_untold.RULES,
+    _UNTOLD,
+    _UNKNOWN,
+)
 """The first that fits wins."""
 
 _AFTER_CONNTRACK = ("INPUT", "FORWARD", "POSTROUTING")
@@ -74,6 +81,7 @@ def words(record: Record) -> Mapping[str, str]:
     where = _where(record)
     place = (record.get("netfilter.family"), record.get("netfilter.hook", "an unknown hook"))
     return {
+        **rules_netfilter.rule_words(record),
         "src": record.get("src.address", "(unknown)"),
         "dst": record.get("dst.address", "(unknown)"),
         "dport": str(record.get("dst.port", "(unknown)")),

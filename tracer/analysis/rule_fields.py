@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracer.analysis.objects import RuleObject
     from tracer.analysis.ruleset.model import End, Verdict
     from tracer.model import Record
 
+_COLUMNS = {"Service": "service", "NetworkPolicy": "policy"}
 TRACED, INFERRED = "traced", "inferred"
 """`netfilter.rule_source`: told by the kernel's trace, or worked out from the rules."""
 
@@ -41,6 +43,21 @@ def chains_of(end: End) -> list[str]:
     chains = [rule.chain for rule in end.path]
     chains.append(end.rule.chain if end.rule else end.base.name)
     return chains
+
+
+def object_fields(found: RuleObject) -> Record:
+    """The Kubernetes object behind the rule, in the columns of all records too."""
+    fields = found.fields()
+    if found.sentence:
+        fields["netfilter.object.sentence"] = found.sentence
+    prefix = _COLUMNS.get(found.kind)
+    if prefix and found.name:
+        fields[f"{prefix}.name"] = found.name
+        if found.namespace:
+            fields[f"{prefix}.namespace"] = found.namespace
+        if prefix == "service" and found.port:
+            fields["service.port"] = found.port
+    return fields
 
 
 def candidate_fields(verdicts: Sequence[Verdict]) -> Record:

@@ -1,4 +1,4 @@
-"""Causes of drops in IP, neighbours, sockets and netfilter.
+"""Causes of drops in IP, neighbours and sockets.
 
 What this kernel really does for each was provoked and recorded in tests/data/drops.json;
 the rest follows include/net/dropreason-core.h and its users.
@@ -11,34 +11,6 @@ from tracer.analysis.rules import Rule
 _V4, _V6 = {"network.type": ("ipv4",)}, {"network.type": ("ipv6",)}
 _TCP, _UDP = {"transport": ("tcp",)}, {"transport": ("udp",)}
 _ROUTE_HINT = "`ip route get {dst}` there; add the route, or remove the blackhole/unreachable one"
-
-NETFILTER = (
-    Rule(
-        "*",
-        "An nftables (or iptables-nft) rule dropped it in {netfilter} {where}.",
-        "find the rule with `nft list ruleset` there{ct_hint}",
-        when={"netfilter.mechanism": ("nf_tables",)},
-    ),
-    Rule(
-        "*",
-        "A netfilter hook function dropped it in {netfilter} {where}: an iptables-legacy rule,"
-        " conntrack, IPVS or a BPF program.",
-        "`iptables-legacy-save -c` there; a full conntrack table drops too{ct_hint}",
-        when={"netfilter.mechanism": ("hook",)},
-        evidence=("net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"),
-    ),
-    Rule(
-        "*",
-        "A queue rule handed it to a program in user space, which dropped it or is not there.",
-        "/proc/net/netfilter/nfnetlink_queue there shows queues, programs and drops",
-        when={"netfilter.mechanism": ("nf_queue",)},
-    ),
-    Rule(
-        "NETFILTER_DROP",
-        "A netfilter hook dropped it {where}.",
-        "`nft list ruleset` and `iptables-legacy-save` there",
-    ),
-)
 
 SOCKETS = (
     Rule(
@@ -366,4 +338,4 @@ BROKEN = (
     ),
 )
 
-RULES = (*NETFILTER, *SOCKETS, *ADDRESSES, *ROUTING, *NEIGHBOURS, *BROKEN)
+RULES = (*SOCKETS, *ADDRESSES, *ROUTING, *NEIGHBOURS, *BROKEN)

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracer.analysis.headers import packet_key
-from tracer.analysis.rule_fields import TRACED, rule_fields
-from tracer.analysis.rule_packet import packet_at
+from tracer.analysis.objects import RuleObjects
+from tracer.analysis.rule_fields import (
+    INFERRED,
+    TRACED,
+    candidate_fields,
+    object_fields,
+    rule_fields,
+)
+from tracer.analysis.rule_infer import lethal_verdicts
+from tracer.analysis.rule_packet import host_of, packet_at
 from tracer.analysis.rule_trace import knows, traced_end
 from tracer.attribution.readings import Readings
 from tracer.attribution.tables import TraceTables
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from tracer.analysis.ruleset.model import End, Packet
+    from tracer.analysis.ruleset.model import End, Host, Packet, Ruleset, Verdict
     from tracer.analysis.selection import PodSelection
     from tracer.attribution.readings import Reading
     from tracer.model import Node, Record
@@ -30,6 +38,9 @@ if TYPE_CHECKING:
 HOLD_NS = 10_000_000_000
 """How long a drop waits for its rules to be read; then it is shown without."""
 MAX_WAITING = 20_000
+MAX_RULESETS = 64
+MAX_INFERRED = 4096
+"""Most drops are like others: what was worked out for one is kept for the next."""
 MECHANISMS = ("nf_tables", "hook", "nf_queue")
 
 
@@ -42,6 +53,22 @@ class _Waiting:
     time_ns: int
     packet: Packet
     visit: Visit | None
+
+
+class _Objects:
+    """What knows the objects behind rules, as long as rules and node stay the same."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[Ruleset, Node, RuleObjects]] = {}
+
+    def get(self, ruleset: Ruleset, node: Node) -> RuleObjects:
+        """Make it anew only where something has changed."""
+        known = self._of.get(id(ruleset))
+        if known is None or known[0] is not ruleset or known[1] is not node:
+            if len(self._of) >= MAX_RULESETS:
+                self._of.clear()
+            known = self._of[id(ruleset)] = ruleset, node, RuleObjects(ruleset, node)
+        return known[2]
 
 
 class RuleNaming:
@@ -60,6 +87,9 @@ class RuleNaming:
         self._lethal = Lethal()
         self._waiting: list[_Waiting] = []
         self._version = -1
+        self._objects = _Objects()
+        self._hosts: dict[int, tuple[int, Host]] = {}
+        self._inferred: dict[tuple[object, ...], tuple[Ruleset, tuple[Verdict, ...]]] = {}
 
     def trace(self, selection: PodSelection, matches: Sequence[Match]) -> None:
         """Switch the kernel's trace on for these packets, from now on."""
@@ -115,12 +145,8 @@ class RuleNaming:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         done, waiting = [], []
         for one in self._waiting:
-            # A handle never comes back: any reading that has the traced rules will do.
-            known = self._readings.latest(one.netns) if one.visit else None
             reading = self._readings.reading(one.netns, one.time_ns)
-            if known and one.visit and knows(known.ruleset, _place(one.visit), one.visit.steps):
-                done.append(self._name(one, known))
-            elif reading:
+            if reading:
                 done.append(self._name(one, reading))
             elif now_ns - one.time_ns > HOLD_NS:
                 done.append(one.record)
@@ -156,20 +182,57 @@ class RuleNaming:
         end = self._traced(one, reading) if one.visit else None
         if end:
             one.record.update(rule_fields(end, TRACED))
+        else:
+            verdicts = self._infer(one, reading)
+            if len(verdicts) == 1:
+                end = verdicts[0].ends[-1]
+                one.record.update(rule_fields(end, INFERRED))
+            elif verdicts:
+                one.record.update(candidate_fields(verdicts))
+        if end:
+            one.record.update(self._object(end, one.packet, reading))
         return one.record
+
+    def _infer(self, one: _Waiting, reading: Reading) -> tuple[Verdict, ...]:
+        """What the rules as they are say, else what they said when they were read before."""
+        host = self._host(one.netns)
+        for ruleset in (reading.ruleset, reading.before):
+            key = id(ruleset), one.record.get("netfilter.hook"), one.packet
+            known = self._inferred.get(key)
+            if known is None or known[0] is not ruleset:
+                if len(self._inferred) >= MAX_INFERRED:
+                    self._inferred.clear()
+                verdicts = lethal_verdicts(ruleset, one.record, one.packet, host)
+                known = self._inferred[key] = ruleset, verdicts
+            if known[1] or reading.read_ns < one.time_ns:
+                return known[1]
+        return ()
+
+    def _host(self, netns: int) -> Host:
+        """The namespace's own addresses, looked up once for each state of the node."""
+        node = self._node()
+        known = self._hosts.get(netns)
+        if known is None or known[0] != node.version:
+            known = self._hosts[netns] = node.version, host_of(node, netns)
+        return known[1]
+
+    def _object(self, end: End, packet: Packet, reading: Reading) -> Record:
+        """The Kubernetes object behind a rule or a policy, if anybody knows it."""
+        objects = self._objects.get(reading.ruleset, self._node())
+        found = objects.of(end.rule, packet, end.path) if end.rule else objects.of_policy(end.base)
+        return object_fields(found) if found else {}
 
     def _traced(self, one: _Waiting, reading: Reading) -> End | None:
         """What the trace says, unless it is about another hook than the drop."""
         visit = one.visit
         if visit is None:
             return None
-        end = traced_end(
-            reading.ruleset, _place(visit), visit.steps, visit.verdict, by_policy=visit.by_policy
-        )
+        place = visit.family, visit.table, visit.chain
+        # A rule that is not there any more may have been there when it was read last. Not the
+        # other way round: a table that is made anew gives the same handles to other rules.
+        gone = not knows(reading.ruleset, place, visit.steps)
+        ruleset = reading.before if gone else reading.ruleset
+        end = traced_end(ruleset, place, visit.steps, visit.verdict, by_policy=visit.by_policy)
         hook = one.record.get("netfilter.hook", "").lower()
         base = end.base.base
         return None if base and hook and base.hook != hook else end
-
-
-def _place(visit: Visit) -> tuple[str, str, str]:
-    return visit.family, visit.table, visit.chain

@@ -27,6 +27,9 @@ SHARE = 1 / 10
 STOP_S = 1.0
 
 
+_NOTHING = Ruleset()
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The rules of one namespace; of one moment, or why they are not known."""
@@ -36,6 +39,8 @@ class Reading:
     """CLOCK_BOOTTIME before it was last found to be the present one."""
     read_ns: int
     """CLOCK_BOOTTIME before it was read: what was dropped earlier may have met other rules."""
+    before: Ruleset = _NOTHING
+    """What was read the time before: rules that are gone by now."""
     generation: int = 0
     """nf_tables' number of this ruleset."""
     cost_s: float = 0.0
@@ -81,11 +86,6 @@ class Readings:
             return None
         return reading
 
-    def latest(self, netns: int) -> Reading | None:
-        """The rules as they were last read, however long ago."""
-        place = self._places.get(netns)
-        return place.reading if place else None
-
     def close(self) -> None:
         """Stop reading; one under way is left to its end."""
         self._queue.put(None)
@@ -100,7 +100,7 @@ class Readings:
                 place.reading = self._look(netns, place, checked_ns)
             except (OSError, TracerError) as error:
                 # Gone meanwhile, or not to be understood: its drops keep hook and family.
-                place.reading = Reading(Ruleset(), checked_ns, checked_ns)
+                place.reading = Reading(_NOTHING, checked_ns, checked_ns)
                 self._tell(f"rules of netns {netns}: {error}")
             self._done()
 
@@ -121,7 +121,8 @@ class Readings:
         for warning in (*printed.warnings, *ruleset.warnings):
             self._tell(f"rules of netns {netns}: {warning}")
         cost_s = time.monotonic() - began_s
-        return Reading(ruleset, checked_ns, checked_ns, generation, cost_s, legacy)
+        former = before.ruleset if before else _NOTHING
+        return Reading(ruleset, checked_ns, checked_ns, former, generation, cost_s, legacy)
 
     def _tell(self, warning: str) -> None:
         if warning not in self._told:

@@ -115,7 +115,8 @@ def _take(visit: Visit, told: dict[int, bytes]) -> bool:
         return True
     verdict = _verdict(told.get(VERDICT, b""))
     word = verdict.partition(" ")[0]
-    if _number(told, TYPE) == _BY_RULE:
+    # The end of a base chain is told as a rule without a handle that continues.
+    if _number(told, TYPE) == _BY_RULE and HANDLE in told:
         chain = _text(told.get(CHAIN, b""))
         visit.steps.append((chain, int.from_bytes(told.get(HANDLE, b""), "big"), verdict))
     visit.verdict = word

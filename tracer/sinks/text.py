@@ -72,6 +72,8 @@ class Text:
             self._terminal.paint(line, DIM)
             for line in self._terminal.wrap(_detail(record), _INDENT)
         ]
+        if rule := rule_line(record):
+            lines += self._terminal.wrap(rule, _INDENT)
         hint = record.get("hint", "")
         if hint and hint not in self._hinted:
             self._hinted.add(hint)
@@ -93,6 +95,18 @@ def owner(record: Record) -> str:
     if pod:
         return f"{record.get('k8s.pod.namespace', '')}/{pod}"
     return str(record.get("netns.name") or record.get("netns") or "-")
+
+
+def rule_line(record: Record) -> str:
+    """The rule that decided, in one line; empty where it is not known, or is a policy."""
+    text = record.get("netfilter.rule")
+    if not text:
+        return ""
+    handle = f" # handle {record['netfilter.handle']}" if "netfilter.handle" in record else ""
+    inferred = " (inferred)" if record.get("netfilter.rule_source") == "inferred" else ""
+    # iptables' notation names the chain but not the table.
+    place = f"-t {record['netfilter.table']} " if text.startswith("-A ") else ""
+    return f"rule: {place}{text}{handle}{inferred}"
 
 
 def drops_summary(records: Sequence[Record], terminal: Terminal) -> str:
