@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+    from tracer.cluster.cluster import Cluster
+    from tracer.cluster.store import ClusterView
     from tracer.kernel.program import Program
+    from tracer.model import Node
 
 ONE = (1).to_bytes(4, sys.byteorder)
 
@@ -77,9 +80,18 @@ class Run:
     """
 
     def __init__(
-        self, command: str, selection: PodSelection, limits: Limits, *, concurrent: bool = False
+        self,
+        command: str,
+        selection: PodSelection,
+        limits: Limits,
+        *,
+        concurrent: bool = False,
+        cluster: Cluster | None = None,
     ) -> None:
-        """Claim the command and its signals; TracerError where it runs already."""
+        """Claim the command and its signals; TracerError where it runs already.
+
+        `cluster` is followed while the run lasts, and asked nothing that would be waited for.
+        """
         self.command, self.selection, self.limits = command, selection, limits
         self._claim = None if concurrent else instance.claim(command)
         self._stopping = False
@@ -92,12 +104,16 @@ class Run:
         }
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self.inventory = Inventory()
+        self.cluster = cluster
+        self._joined: tuple[Node, ClusterView, int, Node] | None = None
         self._started_s = time.monotonic()
         self._seen_version = -1
         self._told: frozenset[str] = frozenset()
 
     def scan(self) -> None:
         """Look at the node; TracerError unless a pod of it was selected."""
+        if self.cluster:
+            self.cluster.start(on_change=self.wake)
         self.inventory.scan()
         check_selection(self.selection, self.inventory.node)
 
@@ -106,6 +122,22 @@ class Run:
         self._started_s = time.monotonic()
         self._seen_version = self.inventory.node.version
         self.inventory.start(on_change=lambda _node: self.wake())
+
+    @property
+    def node(self) -> Node:
+        """The latest snapshot of the node, with what the Kubernetes API knows beyond it."""
+        node, cluster = self.inventory.node, self.cluster
+        if cluster is None:
+            return node
+        view, version, known = cluster.view, cluster.version, self._joined
+        if known is None or known[0] is not node or known[1] is not view or known[2] != version:
+            joined = replace(
+                view.over(node),
+                warnings=node.warnings + cluster.warnings,
+                version=node.version + version,
+            )
+            known = self._joined = node, view, version, joined
+        return known[3]
 
     def close(self) -> None:
         """Stop following, and give the signals and the claim back."""
@@ -119,6 +151,8 @@ class Run:
         self.close()
 
     def _release(self) -> None:
+        if self.cluster:
+            self.cluster.stop()
         signal.set_wakeup_fd(-1)
         for number, handler in self._signals.items():
             signal.signal(number, handler)
@@ -167,14 +201,15 @@ class Run:
         if self.inventory.node.version != self._seen_version:
             self._seen_version = self.inventory.node.version
             self.on_node()
+        if frozenset(self.node.warnings) != self._told:
             self.tell_warnings()
 
     def on_node(self) -> None:
         """What is to be done when the node has changed."""
 
     def tell_warnings(self) -> None:
-        """Say which of the inventory's sources failed since the last look, and which are back."""
-        warnings = frozenset(self.inventory.node.warnings)
+        """Say which sources of names failed since the last look, and which are back."""
+        warnings = frozenset(self.node.warnings)
         for warning in sorted(warnings - self._told):
             say(f"warning: {warning}")
         for warning in sorted(self._told - warnings):
@@ -207,10 +242,11 @@ class Session(Run):
         limits: Limits,
         *,
         concurrent: bool = False,
+        cluster: Cluster | None = None,
     ) -> None:
         """Claim, load, and scan the node meanwhile; raises TracerError for what stops it."""
         require_root()
-        super().__init__(command, selection, limits, concurrent=concurrent)
+        super().__init__(command, selection, limits, concurrent=concurrent, cluster=cluster)
         self._deferred = program.deferred
         node_netns = {"NODE_NETNS": f"{self.inventory.netns}U"}
         loader = Loader(replace(program, defines={**program.defines, **node_netns}))
@@ -282,7 +318,7 @@ class Session(Run):
     def context(self) -> Context:
         """What names the numbers of the records read now."""
         return Context(
-            node=self.inventory.node,
+            node=self.node,
             reasons=self.loaded.drop_reasons,
             symbol=self.symbols.name,
             wall_offset_ns=self._wall_offset_ns(),

@@ -14,7 +14,7 @@ LAYERS = {
     "cli": {"", "commands", "config", "errors"},
     "config": {"errors"},
     "commands": {"", "session", "explaining", "nf_cover", "ct_tracking", "notify", "errors"}
-    | {"attribution", "model", "flow_table", "layout"}
+    | {"attribution", "model", "flow_table", "layout", "ct_layout"}
     | {"kernel", "inventory", "cluster", "netfilter", "analysis", "sinks", "recording", "report"}
     | {"metrics"},
     "session": {"", "instance", "model", "layout", "errors"}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracer.analysis.conntrack import flow_fields, protocol_state, status_names
-from tracer.analysis.drops import place_fields, pod_fields
+from tracer.analysis.drops import place_fields
+from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.time import format_time
 from tracer.ct_layout import ENTRY, Event, Has
 
@@ -149,16 +150,17 @@ def _describe(node: Node, row: np.void) -> Record:
     record.update(orig)
     if not is_expected:
         pods = {"src": orig["src.address"], "dst": reply["src.address"]}
-        found = {end: node.pod_by_address.get(address, "") for end, address in pods.items()}
+        found = {end: pod_at(node, address) for end, address in pods.items()}
         for end, pod in found.items():
-            record.update(pod_fields(end, node.pods.get(pod)))
+            record.update(who_fields(node, end, pod))
         record.update(_nat(node, netns, orig, reply))
-        if record.get("nat") and found["src"] and found["src"] == found["dst"]:
+        if record.get("nat") and found["src"] and found["src"] is found["dst"]:
             record["nat.hairpin"] = True
     record.update(_prefixed("conntrack.orig.", orig))
     record.update(_prefixed("conntrack.mask." if is_expected else "conntrack.reply.", reply))
     if int(row["present"]) & Has.MASTER:
         record.update(_prefixed("conntrack.master.", _tuple(row["master"].tobytes())))
+    record.update(service_fields(node, record))
     return record
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from tracer.analysis.addresses import address_text
 from tracer.analysis.conntrack import protocol_state
 from tracer.analysis.ct_records import space_fields
-from tracer.analysis.drops import pod_fields
+from tracer.analysis.names import pod_at, pod_fields, service_fields
 from tracer.analysis.packet import transport
 from tracer.ct_layout import Status
 
@@ -120,7 +120,8 @@ def _goals(node: Node, census: Census) -> list[Record]:
                 **space_fields(node, census.netns),
                 **what,
                 **({"dst.port": port} if port else {}),
-                **pod_fields("dst", node.pods.get(node.pod_by_address.get(address, ""))),
+                **pod_fields("dst", pod_at(node, address)),
+                **service_fields(node, what | {"dst.port": port}),
                 "entries": count,
                 "share": round(count / max(1, census.entries), 4),
             }

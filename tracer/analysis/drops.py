@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.analysis.conntrack import conntrack_fields
+from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.netfilter import netfilter_place
 from tracer.analysis.packet import parse
 from tracer.analysis.selection import owner
@@ -49,17 +50,6 @@ class Context:
         return self.reasons.get(value) or f"SUBSYS_{value >> 16}_REASON_{value & 0xFFFF}"
 
 
-def pod_fields(prefix: str, pod: Pod | None) -> Record:
-    """`k8s.…` fields of one pod, none where there is no pod."""
-    if pod is None:
-        return {}
-    dot = f"k8s.{prefix}." if prefix else "k8s."
-    name = {f"{dot}pod.name": pod.name or pod.uid}
-    if not pod.namespace:  # a pod known by its uid only
-        return name
-    return {f"{dot}namespace" if prefix else "k8s.pod.namespace": pod.namespace, **name}
-
-
 def place_fields(node: Node, netns: int, ifindex: int, ifname: str = "") -> Record:
     """Where on the node: device and network namespace."""
     device = node.devices.get((netns, ifindex))
@@ -83,9 +73,8 @@ def end_fields(node: Node, charged: Pod | None, direction: str, packet: Record) 
     """The pods at both ends of a packet: the charged one by direction, others by address."""
     fields: Record = {}
     for prefix, own in (("src", "egress"), ("dst", "ingress")):
-        uid = node.pod_by_address.get(packet.get(f"{prefix}.address", ""))
-        pod = charged if charged and direction == own else node.pods.get(uid or "")
-        fields.update(pod_fields(prefix, pod))
+        at = pod_at(node, packet.get(f"{prefix}.address", ""))
+        fields.update(who_fields(node, prefix, charged if charged and direction == own else at))
     return fields
 
 
@@ -136,7 +125,7 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
         record["direction"] = direction
     record["verdict"] = "dropped"
     record["k8s.node.name"] = node.name
-    record.update(pod_fields("", charged))
+    record.update(who_fields(node, "", charged))
     record.update(end_fields(node, charged, direction, packet))
     record.update(packet)
     record["packets"], record["bytes"] = 1, int(event["bytes"])
@@ -148,6 +137,7 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     if event["mark"]:
         record["mark"] = int(event["mark"])
     record.update(conntrack_fields(event["ct"]))
+    record.update(service_fields(node, record))
     if with_stack:
         record["drop.stack"] = stack
     return record

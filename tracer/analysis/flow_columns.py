@@ -15,8 +15,9 @@ import numpy as np
 
 from tracer.analysis.drops import DIRECTIONS, place_fields
 from tracer.analysis.flows import sum_flows
+from tracer.analysis.names import owner_of, pod_at
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, network_type, tcp_flags, transport
-from tracer.analysis.workload import workload
+from tracer.analysis.services import service_columns
 from tracer.flow_table import Column, FlowTable, coded, constant, take
 from tracer.flow_table import table as as_table
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tracer.analysis.drops import Context
-    from tracer.model import Node, Pod
+    from tracer.model import ClusterPod, Node, Pod
 
 Numbers = np.ndarray
 _EGRESS, _INGRESS = 1, 2
@@ -125,7 +126,10 @@ def _common(
     }
     if ends is None:
         return columns | _end_columns(pods, charged, direction, None)
-    return columns | ends.columns() | _end_columns(pods, charged, direction, ends)
+    columns |= ends.columns() | _end_columns(pods, charged, direction, ends)
+    return columns | service_columns(
+        ends.flow, ends.addresses, (ends.goal, ends.source), context.node
+    )
 
 
 def _end_columns(
@@ -254,21 +258,21 @@ def _number(values: Numbers) -> tuple[Numbers, NDArray[np.int64]]:
 
 
 class _Pods:
-    """The node's pods by small numbers; -1 is no pod."""
+    """The node's pods, and those of the cluster that occur, by small numbers; -1 is no pod."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._pods: list[Pod] = list(node.pods.values())
+        self._pods: list[Pod | ClusterPod] = list(node.pods.values())
         self._number = {uid: number for number, uid in enumerate(node.pods)}
         self._by_address: tuple[_Ends, NDArray[np.int64]] | None = None
 
     @cached_property
     def _names(self) -> tuple[Column, ...]:
         """Of each pod: namespace, name, kind and name of its owner."""
-        owners = [workload(pod) for pod in self._pods]
+        owners = [owner_of(self._node, pod) for pod in self._pods]
         return (
             coded(pod.namespace for pod in self._pods),
-            coded(pod.name or pod.uid for pod in self._pods),
+            coded(pod.name or getattr(pod, "uid", "") for pod in self._pods),
             coded(owner.kind if owner else None for owner in owners),
             coded(owner.name if owner else None for owner in owners),
         )
@@ -290,8 +294,20 @@ class _Pods:
         """The pod of each distinct address; the last is for -1, no address."""
         if self._by_address is None or self._by_address[0] is not ends:
             uids = map(self._node.pod_by_address.get, ends.addresses)
-            self._by_address = ends, np.array([*map(self._of, uids), -1])
+            numbers = [*map(self._of, uids), -1]
+            for at, address in enumerate(ends.addresses):
+                if numbers[at] < 0 and (pod := pod_at(self._node, address)):
+                    numbers[at] = self._remote(pod)
+            self._by_address = ends, np.array(numbers)
         return self._by_address[1]
+
+    def _remote(self, pod: Pod | ClusterPod) -> int:
+        """The number of a pod of another node."""
+        if pod.key not in self._number:
+            self._number[pod.key] = len(self._pods)
+            self._pods.append(pod)
+            self.__dict__.pop("_names", None)
+        return self._number[pod.key]
 
     def owns(
         self, ends: _Ends, charged: NDArray[np.int64], address: NDArray[np.int64]

@@ -13,9 +13,10 @@ from tracer.analysis.assemble import Assembler, Path
 from tracer.analysis.branches import BARE, ENDS, FLAG, HOP, NF_INET_LOCAL_IN
 from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields
-from tracer.analysis.drops import drop_record, place_fields, pod_fields
+from tracer.analysis.drops import drop_record, place_fields
 from tracer.analysis.explain import explain
 from tracer.analysis.flow_key import KEY_BYTES
+from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.time import NS_PER_S, format_time
 from tracer.layout import layout
@@ -150,6 +151,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
         record.update(_conntrack(view.rows["ct"][entry].tobytes()))
+    record.update(service_fields(node, record))
     if path.retransmitted:
         record["tcp.retransmission"] = True
     if verdict == "dropped" and path.drop is not None:
@@ -362,13 +364,12 @@ def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) 
     sender = ""
     if path.starts_here:
         sender = node.pod_by_netns.get(view.columns.place[path.start][0], "")
-    sender = sender or node.pod_by_address.get(packet.get("src.address", ""), "")
     receiver = node.pod_by_netns.get(view.columns.place[arrived][0], "") if arrived >= 0 else ""
     goal = final.get("dst.address") or packet.get("dst.address", "")
-    receiver = receiver or node.pod_by_address.get(goal, "")
+    source = packet.get("src.address", "")
     return {
-        **pod_fields("src", node.pods.get(sender)),
-        **pod_fields("dst", node.pods.get(receiver)),
+        **who_fields(node, "src", node.pods.get(sender) or pod_at(node, source)),
+        **who_fields(node, "dst", node.pods.get(receiver) or pod_at(node, goal)),
     }
 
 

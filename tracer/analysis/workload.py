@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from tracer.model import Pod
+    from tracer.model import ClusterPod, Pod
 
 _JOB_LABELS = ("batch.kubernetes.io/job-name", "job-name")
 _ORDINAL = re.compile(r"-\d+$")
@@ -21,7 +21,7 @@ class Workload(NamedTuple):
     name: str
 
 
-def workload(pod: Pod) -> Workload | None:
+def workload(pod: Pod | ClusterPod) -> Workload | None:
     """Deployment, StatefulSet, DaemonSet or Job of a pod; None where its labels tell of none.
 
     The Deployment's controller labels with `pod-template-hash` and names its ReplicaSets by it,

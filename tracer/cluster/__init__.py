@@ -4,9 +4,3 @@ The only user of the `kubernetes` client, of which it takes what is hard (kubeco
 credentials, exec plugins, tokens that expire, TLS); objects are read by `parse`, for fifty
 thousand of the client's own would not fit. `deploy/clusterrole.yaml` has the rights it needs.
 """
-
-from tracer.cluster.access import Access, connect
-from tracer.cluster.cluster import Cluster
-from tracer.cluster.store import ClusterView
-
-__all__ = ["Access", "Cluster", "ClusterView", "connect"]

@@ -130,14 +130,14 @@ class Conntrack:
         self._events = [EVENTS.index(name) for name in EVENTS if name.split("-")[0] in wanted]
         groups = {"new", "destroy", *wanted} | ({"expect-destroy"} if "expect" in wanted else set())
         self.tracker = Tracker(groups, args.buffer)
-        self._describer = Describer(run.inventory.node)
+        self._describer = Describer(run.node)
         self._version = -1
         self.shown = 0
         self.failures = 0
 
     def follow(self) -> None:
         """Follow the namespaces that there are now."""
-        node = self._run.inventory.node
+        node = self._run.node
         if node.version == self._version:
             return
         is_first, self._version = self._version < 0, node.version
@@ -174,7 +174,7 @@ class Conntrack:
         """Tell losses, read the tables again where there were some, and tell failures."""
         if lost := sum(self.tracker.new_losses().values()):
             self._sink.lost("conntrack events", lost)
-        node, now = self._run.inventory.node, time.time_ns()
+        node, now = self._run.node, time.time_ns()
         for netns, count, correction in self.tracker.resynchronise(last=last):
             record: Record = {
                 "type": "resync",
@@ -216,7 +216,7 @@ def _follow(run: Run, args: argparse.Namespace, chosen: Chosen, sink: Sink) -> E
     conntrack = Conntrack(run, args, sink, chosen)
     conntrack.follow()
     run.begin()
-    _warn(run.inventory.node)
+    _warn(run.node)
     run.tell_warnings()
     count = len(conntrack.tracker.follower.followed)
     run.ready(f"ctnetlink events of {count} network namespaces", args.ready_file)
@@ -262,7 +262,7 @@ def _once(
     sink: Sink,
 ) -> ExitCode:  # fmt: skip
     """Show what there is now."""
-    node = run.inventory.node
+    node = run.node
     follower = Follower(run_in, (), args.buffer)
     _, problems = follower.update(chosen.update(node))
     _tell_problems(problems, follower, fatal=True)
@@ -316,7 +316,13 @@ def run(args: argparse.Namespace) -> ExitCode:
     concurrent = args.concurrent or show is not None
     with (
         contextlib.closing(sink),
-        Run("conntrack", selection, options.limits(args), concurrent=concurrent) as running,
+        Run(
+            "conntrack",
+            selection,
+            options.limits(args),
+            concurrent=concurrent,
+            cluster=options.cluster(args),
+        ) as running,
     ):
         running.scan()
         if show:

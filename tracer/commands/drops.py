@@ -118,7 +118,7 @@ class Drops:
         self._session, self._sink, self._capture = session, sink, capture
         self._rules, self._with_stack = rules, with_stack
         self.shown = 0
-        self._explainer = Explainer(lambda: session.inventory.node)
+        self._explainer = Explainer(lambda: session.node)
 
     def write(self, events: np.ndarray) -> None:
         """Show one batch, up to the count limit."""
@@ -234,7 +234,7 @@ def _rules(session: Session, args: argparse.Namespace) -> Iterator[RuleNaming | 
     if args.rules == "off":
         yield None
         return
-    with closing(RuleNaming(lambda: session.inventory.node, session.wake, say)) as rules:
+    with closing(RuleNaming(lambda: session.node, session.wake, say)) as rules:
         if args.rules == "trace":
             rules.trace(session.selection, narrow(" ".join(args.filter)))
         yield rules
@@ -253,6 +253,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         selection,
         options.limits(args),
         concurrent=args.concurrent,
+        cluster=options.cluster(args),
     ) as session:
         _fill_reasons(session, args.reason)
         with _rules(session, args) as rules:

@@ -253,6 +253,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         options.pod_selection(args),
         options.limits(args),
         concurrent=args.concurrent,
+        cluster=options.cluster(args),
     ) as session:
         flows = Flows(session, sink, wanted, metrics)
         with metrics.following(flows.health) if metrics else nullcontext():

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.labels import parse_selector
 from tracer.analysis.selection import PodSelection
+from tracer.cluster.credentials import connect
 from tracer.errors import TracerError
 from tracer.session import Limits
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+
+    from tracer.cluster.cluster import Cluster
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -169,6 +172,23 @@ def add_run_options(parser: argparse.ArgumentParser, *, hooks: bool = True) -> N
             metavar="HOOK=WAY",
             help="attach a hook in this way only (tracer hooks lists them)",
         )
+    group.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="ask the Kubernetes API for names beyond this node (default: $KUBECONFIG, or the"
+        " service account of the pod that this runs in; without: do not ask)",
+    )
+
+
+def cluster(args: argparse.Namespace) -> Cluster | None:
+    """The Kubernetes API, where there are credentials; TracerError for a bad kubeconfig."""
+    access = connect(args.kubeconfig)
+    if access is None:
+        return None
+    from tracer.cluster.cluster import Cluster  # noqa: PLC0415 - an HTTP client: for those who ask
+
+    return Cluster(access)
 
 
 def attach_ways(args: argparse.Namespace) -> dict[str, str]:

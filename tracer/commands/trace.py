@@ -114,7 +114,7 @@ class Trace:
         self._latency = Latency()
         recorder = outputs.recorder
         found = (recorder.evidence,) if recorder else ()
-        self._explainer = Explainer(lambda: session.inventory.node, *found)
+        self._explainer = Explainer(lambda: session.node, *found)
         self.packets = self.shown = self._read_ns = 0
 
     @property
@@ -223,6 +223,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             options.pod_selection(args),
             options.limits(args),
             concurrent=args.concurrent,
+            cluster=options.cluster(args),
         ) as session:
             trace = Trace(session, outputs, args)
             _follow(session, args, trace)

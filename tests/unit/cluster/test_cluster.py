@@ -7,10 +7,11 @@ import time
 import pytest
 from fake_api import KUBERNETES, TLS, FakeApi, kubeconfig, recorded
 
-from tracer.cluster import Cluster, connect
 from tracer.cluster import cluster as cluster_module
 from tracer.cluster import store as store_module
 from tracer.cluster import watch as watch_module
+from tracer.cluster.cluster import Cluster
+from tracer.cluster.credentials import connect
 from tracer.errors import TracerError
 from tracer.model import Owner
 
