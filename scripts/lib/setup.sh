@@ -29,6 +29,7 @@ needs_test="
   $needs_check
   $needs_tracer
   command:git                   git                         git
+  command:jq                    jq                          jq
   command:nft                   nftables                    nftables
   command:iptables              iptables                    iptables-nft
   command:iptables-legacy       iptables                    iptables-legacy
@@ -37,6 +38,7 @@ needs_test="
   command:busybox               busybox-static              busybox
   command:containerd            containerd                  containerd
   command:runc                  runc                        runc
+  command:prometheus            prometheus                  golang-github-prometheus
   directory:/usr/lib/cni,/opt/cni/bin,/usr/libexec/cni  containernetworking-plugins  containernetworking-plugins
 "
 needs_kernels="

@@ -1,0 +1,444 @@
+"""Flow tables in every format, read back by other readers; rotation, budgets, full disks."""
+
+import csv
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import duckdb
+import flow_writer
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from google.protobuf import any_pb2, json_format, struct_pb2  # noqa: F401 - Any looks it up
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracer.errors import TracerError
+from tracer.flow_table import (
+    BOOL,
+    COLUMNS,
+    FIELDS,
+    TEXT,
+    TIME,
+    Column,
+    coded,
+    concat,
+    records,
+    table,
+    take,
+)
+from tracer.sinks import line_file
+from tracer.sinks.backlog import Backlog, Piece
+from tracer.sinks.flow_files import FORMATS, Request, open_flows, usual
+from tracer.sinks.rotation import Policy, backups
+
+BEGIN_NS = 1_795_385_378_123_456_789
+"""2026-11-22T21:16:18, just before an hour ends for some of the rows below."""
+ROWS = 1001
+
+
+def everything(rows=ROWS):
+    """A table with every column, in which each field is known in some rows only."""
+    rng = np.random.default_rng(3)
+    columns = {}
+    for field in COLUMNS:
+        held = rng.random(rows) < 0.7
+        if field.kind == TEXT:
+            words = rng.integers(0, 50, rows)
+            texts = [f'w{word},"{word}"' if known else None
+                     for word, known in zip(words, held, strict=True)]  # fmt: skip
+            columns[field.name] = coded(texts)
+        elif field.kind == TIME:
+            columns[field.name] = Column(BEGIN_NS + np.arange(rows) * 5_000_000_000)
+        elif field.kind == BOOL:
+            columns[field.name] = Column(held, None, held)
+        else:
+            most = np.iinfo(field.kind).max
+            values = rng.integers(0, most, rows, np.uint64, endpoint=True).astype(field.kind)
+            columns[field.name] = Column(values, None, held)
+    columns["type"] = coded(["flow"] * rows)
+    columns["verdict"] = coded(["forwarded", "dropped"] * (rows // 2) + ["dropped"])
+    columns["tcp.flags"] = coded(["SYN,ACK"] * rows)
+    return table(rows, columns)
+
+
+def written(tmp_path, form, whole, **request):
+    """The path of what a sink has written of `whole`."""
+    path = tmp_path / form
+    sink = open_flows(Request(form, path, node="n1", **request), print)
+    sink.write(whole)
+    sink.lost("drop_events", 3)
+    sink.close()
+    return path
+
+
+def parquet_files(path):
+    return sorted(path.glob("date=*/hour=*/*.parquet"))
+
+
+def test_rows_of_tables_cut_and_joined_stay_the_same():
+    whole = everything()
+    rows = records(whole)
+    parts = [take(whole, slice(0, 7)), take(whole, np.arange(ROWS) >= 7)]
+    assert records(concat(parts)) == rows
+    assert records(take(whole, slice(0, 0))) == []
+    assert any(len(row) < len(FIELDS) for row in rows)
+    assert all(None not in row.values() and "" not in row.values() for row in rows)
+
+
+def test_flat(tmp_path):
+    whole = everything()
+    *told, lost = map(json.loads, written(tmp_path, "flat", whole).read_text().splitlines())
+    assert told == records(whole)
+    assert list(told[0]) == [name for name in FIELDS if name in told[0]]
+    assert (lost["type"], lost["source"], lost["count"]) == ("lost", "drop_events", 3)
+    assert lost["k8s.node.name"] == "n1"
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
+def test_flat_is_what_jq_reads(tmp_path):
+    path = written(tmp_path, "flat", everything())
+    sums = subprocess.run(
+        ["jq", "-s", "map(.packets // 0 | . % 1000) | length", str(path)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert int(sums.stdout) == ROWS + 1
+
+
+def test_csv_by_a_strict_reader(tmp_path):
+    whole = everything()
+    raw = written(tmp_path, "csv", whole).read_bytes()
+    assert raw.count(b"\r\n") == raw.count(b"\n") == ROWS + 2
+    head, *rows = csv.reader(raw.decode().splitlines(keepends=True), strict=True)
+    assert head == list(FIELDS)
+    assert {len(row) for row in rows} == {len(FIELDS)}
+    for row, record in zip(rows, records(whole), strict=False):
+        told = {name: text for name, text in zip(head, row, strict=True) if text}
+        assert told == {name: str(v).replace("True", "true") for name, v in record.items()}
+
+
+def test_parquet_by_pyarrow(tmp_path):
+    whole = everything()
+    path = written(tmp_path, "parquet", whole)
+    files = parquet_files(path)
+    assert len(files) > 1, "the rows span several hours"
+    told = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
+    kinds = {TIME: pa.timestamp("ns", tz="UTC"), BOOL: pa.bool_()}
+    for field in COLUMNS:
+        kind = told.schema.field(field.name).type
+        if field.kind == TEXT:
+            assert pa.types.is_dictionary(kind)
+        else:
+            wanted = kinds.get(field.kind) or pa.from_numpy_dtype(np.dtype(field.kind))
+            assert kind == wanted
+    assert told.schema.metadata[b"tracer.schema_version"] == b"1"
+    assert pq.ParquetFile(files[0]).metadata.row_group(0).column(0).compression == "ZSTD"
+    flows = told.filter(pa.compute.equal(told["type"].cast(pa.string()), "flow")).sort_by("time")
+    for name in FIELDS:
+        values = flows[name].cast(pa.int64()) if FIELDS[name].kind == TIME else flows[name]
+        column = whole.columns.get(name)
+        if column is None:
+            assert values.null_count == ROWS
+            continue
+        cells = [column.words[v] for v in column.values] if column.words else column.values.tolist()
+        held = column.present.tolist()
+        assert values.to_pylist() == [
+            cell if there else None for cell, there in zip(cells, held, strict=True)
+        ], name
+
+
+def test_parquet_by_duckdb(tmp_path):
+    whole = everything()
+    path = written(tmp_path, "parquet", whole)
+    query = """
+        select count(*), sum("dst.port"), min(epoch_ns("time")), max(hour), count("k8s.pod.name")
+        from read_parquet(?, hive_partitioning = true) where type = 'flow'
+    """
+    found = duckdb.execute(query, [f"{path}/**/*.parquet"]).fetchone()
+    rows, ports, first_ns, hour, pods = found
+    told = records(whole)
+    assert (rows, first_ns) == (ROWS, BEGIN_NS)
+    assert ports == sum(row.get("dst.port", 0) for row in told)
+    assert pods == sum("k8s.pod.name" in row for row in told)
+    assert hour in (22, 23)
+
+
+def test_csv_by_duckdb(tmp_path):
+    path = written(tmp_path, "csv", everything())
+    query = "select count(*) from read_csv(?, header = true)"
+    (rows,) = duckdb.execute(query, [str(path)]).fetchone()
+    assert rows == ROWS + 1
+
+
+def test_vpc_lines(tmp_path):
+    columns = {
+        "type": coded(["flow"]),
+        "time": Column(np.array([1_700_000_000_900_000_000])),
+        "end_time": Column(np.array([1_700_000_003_000_000_000])),
+        "verdict": coded(["dropped"]),
+        "k8s.pod.namespace": coded(["shop"]),
+        "k8s.pod.name": coded(["web-0"]),
+        "transport": coded(["tcp"]),
+        "network.iana_number": Column(np.array([6], np.uint8)),
+        "src.address": coded(["10.1.0.2"]),
+        "dst.address": coded(["10.1.0.3"]),
+        "src.port": Column(np.array([4000], np.uint16)),
+        "dst.port": Column(np.array([80], np.uint16)),
+        "packets": Column(np.array([7], np.uint64)),
+        "bytes": Column(np.array([700], np.uint64)),
+    }
+    head, flow, lost = written(tmp_path, "vpc", table(1, columns)).read_text().splitlines()
+    assert head.split()[:4] == ["version", "account-id", "interface-id", "srcaddr"]
+    assert flow == (
+        "2 - shop/web-0 10.1.0.2 10.1.0.3 4000 80 6 7 700 1700000000 1700000003 REJECT OK"
+    )
+    assert lost.split()[-1] == "SKIPDATA"
+    assert len(lost.split()) == len(head.split())
+
+
+def test_hubble_lines_and_field_mask(tmp_path):
+    mask = ("time", "verdict", "l4.TCP.flags", "extensions")
+    lines = written(tmp_path, "hubble", everything(), fields=mask).read_text().splitlines()
+    assert len(lines) == ROWS + 1
+    for line in lines[:-1]:
+        flow = json.loads(line)["flow"]
+        assert flow.keys() <= {"time", "verdict", "l4", "extensions"}
+        json_format.ParseDict(flow["extensions"], any_pb2.Any())
+        assert flow.get("l4", {}).keys() <= {"TCP"}
+    assert json.loads(lines[-1])["lost_events"]["num_events_lost"] == "3"
+    with pytest.raises(TracerError, match="no field of Hubble's flow"):
+        written(tmp_path / "x", "hubble", everything(1), fields=("packets",))
+
+
+@pytest.mark.parametrize("form", ["flat", "csv", "parquet"])
+def test_field_mask(tmp_path, form):
+    path = written(tmp_path, form, everything(), fields=("k8s.src", "packets"))
+    if form == "flat":
+        names = {name for line in path.read_text().splitlines() for name in json.loads(line)}
+    elif form == "csv":
+        names = set(path.read_text().splitlines()[0].split(","))
+    else:
+        names = set(pq.read_schema(parquet_files(path)[0]).names)
+    assert {"packets", "k8s.src.namespace", "k8s.src.pod.name", "type"} <= names
+    assert not names & {"bytes", "k8s.dst.pod.name", "k8s.pod.name"}
+
+
+def test_an_unknown_field_is_told(tmp_path):
+    with pytest.raises(TracerError, match="--fields 'packet': no such field"):
+        written(tmp_path, "csv", everything(1), fields=("packet",))
+    with pytest.raises(TracerError, match="fixed"):
+        written(tmp_path, "vpc", everything(1), fields=("packets",))
+
+
+@given(
+    st.lists(st.integers(2, line_file.PAGE_BYTES), max_size=60),
+    st.integers(0, 3 * line_file.PAGE_BYTES),
+)
+def test_no_write_leaves_its_page(lengths, at_bytes):
+    lines = [b"{" + b"x" * (length - 2) + b"\n" for length in lengths]
+    at = at_bytes
+    chunks = list(line_file.paged(lines, at))
+    for index, chunk in enumerate(chunks):
+        first, last = at // line_file.PAGE_BYTES, (at + len(chunk.data) - 1) // line_file.PAGE_BYTES
+        # Only the first line may have found a page with less room than it needs.
+        assert first == last or index == 0
+        assert chunk.data.endswith(b"\n")
+        at += len(chunk.data)
+    joined = b"".join(bytes(chunk.data) for chunk in chunks)
+    assert [line.rstrip(b" ") for line in joined.split(b"\n")[:-1]] == [one[:-1] for one in lines]
+    assert sum(chunk.lines for chunk in chunks) == len(lines)
+    room = -at % line_file.PAGE_BYTES
+    assert not lines or room == 0 or room >= line_file.ROOM_BYTES
+
+
+@pytest.mark.parametrize(("compress", "suffix"), [("gzip", ".gz"), ("zstd", ".zst"), ("none", "")])
+def test_rotation_keeps_backups_and_compresses_them_one_generation_later(
+    tmp_path, compress, suffix
+):
+    policy = Policy(max_bytes=20_000, max_backups=3, compress=compress)
+    said = []
+    sink = open_flows(Request("flat", tmp_path / "flows.jsonl", policy=policy), said.append)
+    for index in range(20):
+        sink.write(flow_writer.numbered(index * 100, 100))
+    sink.close()
+    kept = backups(tmp_path / "flows.jsonl")
+    assert len(kept) == 3
+    assert kept[-1].suffix == ".jsonl"
+    openers = {".gz": gzip.open, ".zst": zstandard.open, "": open}
+    assert all(one.name.endswith(f".jsonl{suffix}") for one in kept[:-1])
+    numbers = []
+    for one in [*kept, tmp_path / "flows.jsonl"]:
+        assert one.suffix != ".jsonl" or one.stat().st_size <= 20_000
+        opener = openers[suffix] if one.suffix == suffix else open
+        with opener(one, "rb") as file:
+            numbers += [json.loads(line)["packets"] for line in file.read().splitlines()]
+    assert numbers == list(range(numbers[0], 2000))
+    assert said == [f"{tmp_path}/flows.jsonl: old backups are removed from now on"]
+
+
+@pytest.mark.parametrize("form", ["flat", "csv", "parquet"])
+def test_the_disk_budget_holds(tmp_path, form):
+    policy = replace(usual(form), max_bytes=30_000, max_backups=None, budget_bytes=90_000)
+    sink = open_flows(Request(form, tmp_path / "flows", policy=policy), lambda _: None)
+    most = 0
+    for index in range(60):
+        sink.write(flow_writer.numbered(index * 100, 100))
+        found = [one.stat().st_size for one in tmp_path.rglob("*") if one.is_file()]
+        most = max(most, sum(found))
+    sink.close()
+    assert 30_000 < most <= 90_000 + 30_000 * (form == "parquet")
+
+
+def test_rotation_by_age_and_on_request(tmp_path):
+    policy = Policy(max_age_s=0.001)
+    path = tmp_path / "flows.csv"
+    sink = open_flows(Request("csv", path, policy=policy), print)
+    sink.write(flow_writer.numbered(0))
+    assert not path.exists(), "it is seen when it is whole"
+    time.sleep(0.01)
+    sink.tick()
+    assert path.exists()
+    sink.write(flow_writer.numbered(1000))
+    sink.reopen()
+    assert len(backups(path)) == 1
+    sink.close()
+
+
+def test_reopened_after_somebody_moved_it(tmp_path):
+    path = tmp_path / "flows.jsonl"
+    sink = open_flows(Request("flat", path), print)
+    sink.write(flow_writer.numbered(0))
+    path.rename(tmp_path / "moved")
+    sink.write(flow_writer.numbered(1000))
+    sink.reopen()
+    sink.write(flow_writer.numbered(2000))
+    sink.close()
+    assert len((tmp_path / "moved").read_text().splitlines()) == 2 * flow_writer.ROWS
+    assert len(path.read_text().splitlines()) == flow_writer.ROWS
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_two_writers_of_one_file_are_refused_or_apart(tmp_path, form):
+    first = open_flows(Request(form, tmp_path / "flows"), print)
+    first.write(flow_writer.numbered(0))
+    if form == "parquet":  # each has its own journal
+        other = open_flows(Request(form, tmp_path / "flows"), print)
+        other.write(flow_writer.numbered(0))
+        other.close()
+        first.close()
+        assert len(parquet_files(tmp_path / "flows")) == 2
+        return
+    with pytest.raises(TracerError, match="another tracer writes it"):
+        open_flows(Request(form, tmp_path / "flows"), print)
+    first.close()
+
+
+@contextmanager
+def small_disk(path, size):
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def numbers_of(form, path):
+    """`packets` of all flows, and `count` of all losses."""
+    if form == "parquet":
+        names = ["type", "packets", "count"]
+        rows = [
+            row
+            for one in parquet_files(path)
+            for row in pq.read_table(one, columns=names).to_pylist()
+        ]
+    elif form == "csv":
+        rows = []
+        for one in [*backups(path), path]:
+            with one.open(newline="") as file:
+                rows += csv.DictReader(file, strict=True)
+    else:
+        rows = [json.loads(line) for one in [*backups(path), path]
+                for line in one.read_text().splitlines()]  # fmt: skip
+    flows = sorted(int(row["packets"]) for row in rows if row["type"] == "flow")
+    return flows, [int(row["count"]) for row in rows if row["type"] == "lost"]
+
+
+@pytest.mark.parametrize("form", ["flat", "csv", "parquet"])
+def test_a_full_disk_is_waited_for(tmp_path, form):
+    """What is in memory meanwhile comes when there is room; said once at both ends."""
+    said, path = [], tmp_path / "flows"
+    policy = replace(usual(form), max_bytes=100_000, max_backups=None)
+    with small_disk(tmp_path, "6m"):
+        ballast = tmp_path / "ballast"
+        ballast.write_bytes(bytes(6_230_000))
+        sink = open_flows(Request(form, path, policy=policy), said.append)
+        for index in range(50):
+            sink.write(flow_writer.numbered(index * 200, 200))
+            sink.tick()
+        assert sum("no space left" in text or "no room" in text for text in said) >= 1, said
+        ballast.unlink()
+        sink.tick()
+        sink.write(flow_writer.numbered(10_000, 200))
+        sink.close()
+        flows, lost = numbers_of(form, path)
+    assert flows == list(range(10_200))
+    assert lost == []
+    assert sink.thrown_away == 0
+    assert any(text.startswith("over: ") for text in said) or form == "parquet"
+
+
+def test_what_finds_no_room_for_long_is_thrown_away_and_counted():
+    taken, said, full = [], [], True
+
+    def write(piece):
+        if full:
+            raise line_file.NoRoomError("file: no space left on device")
+        taken.append(piece)
+
+    backlog = Backlog("file", write, lambda lost: Piece((b"lost %d" % lost,), 0), said.append, 1000)
+    for index in range(30):
+        backlog.put(Piece((b"%100d" % index,), 7))
+    assert backlog.thrown_away == 20 * 7
+    full = False
+    backlog.put(Piece((b"%100d" % 30,), 7))
+    told = [int(piece.parts[0].split()[-1]) for piece in taken]
+    assert told == [140, *range(20, 31)]
+    assert said == [
+        "warning: file: no space left on device: records wait in memory, up to 0 MiB",
+        "over: file: there is room again; 140 records were lost so far",
+    ]
+
+
+def test_what_finds_no_room_at_the_end_is_lost_and_said_to_be(tmp_path):
+    said = []
+    with small_disk(tmp_path, "64k"):
+        sink = open_flows(Request("flat", tmp_path / "flows"), said.append)
+        sink.write(flow_writer.numbered(0, 2000))
+        sink.close()
+        flows, _ = numbers_of("flat", tmp_path / "flows")
+    assert 0 < len(flows) < 2000
+    assert sink.thrown_away == 2000 - len(flows)
+    assert f"lost: {sink.thrown_away} records found no room" in said[-1]
+
+
+def test_parquet_needs_a_directory(tmp_path):
+    with pytest.raises(TracerError, match="not for stdout"):
+        open_flows(Request("parquet"), print)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TracerError, match="not a directory"):
+        open_flows(Request("parquet", tmp_path / "file"), print)
+
+
+def test_a_budget_below_two_files_is_refused():
+    with pytest.raises(TracerError, match="--file-max-total"):
+        Policy(max_bytes=1000, budget_bytes=1500)
