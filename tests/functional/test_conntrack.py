@@ -13,15 +13,13 @@ from lab.shell import until
 from lab.tracking import events, following, ruleset, send_flows, tracking, until_events
 from lab.traffic import new_port, open_tcp, tcp_listener, udp_listener
 
+pytestmark = pytest.mark.usefixtures("cluster")
+"""First of all: it sweeps away the namespaces of a former run, `routed` among them."""
+
 COUNT = 7
 TIMEOUTS = {"netfilter/nf_conntrack_udp_timeout": 1, "netfilter/nf_conntrack_acct": 1,
             "netfilter/nf_conntrack_timestamp": 1}  # fmt: skip
 VIP = "10.96.78.7"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster_first(cluster):
-    """It sweeps away all namespaces of a former run, `routed` among them."""
 
 
 @pytest.fixture

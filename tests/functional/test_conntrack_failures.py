@@ -6,24 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import namespaces, wire
+from lab import wire
 from lab.queue import queue
 from lab.rules import iptables, nft
 from lab.shell import until
-from lab.tracking import failures, following, send_flows, tracking
+from lab.tracking import failures, following, node_sysctls, send_flows, tracking
 from lab.traffic import new_port, udp_listener
+
+pytestmark = pytest.mark.usefixtures("cluster")
+"""First of all: it sweeps away the namespaces of a former run, `routed` among them."""
 
 COUNT = 7
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "conntrack.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster_first(cluster):
-    """It sweeps away all namespaces of a former run, `routed` among them."""
 
 
 @pytest.fixture
@@ -31,19 +28,6 @@ def router(routed):
     """The router, which tracks IPv4; without entries."""
     with tracking(routed.router):
         yield routed.router
-
-
-@contextmanager
-def node_sysctls(**values):
-    """Settings that only the node has, for all namespaces; put back afterwards."""
-    node = namespaces.node()
-    keys = {f"netfilter/nf_conntrack_{name}": value for name, value in values.items()}
-    before = {key: node.sysctl(key, value) for key, value in keys.items()}
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            node.sysctl(key, value)
 
 
 def count_of(records, event):

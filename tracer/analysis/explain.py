@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tracer.analysis import rules_ip, rules_link, rules_netfilter, rules_untold
+from tracer.analysis import rules_conntrack, rules_ip, rules_link, rules_netfilter, rules_untold
 from tracer.analysis.rules import Rule
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _UNTOLD = Rule(
     "--stack shows how it came there; the function's source tells the rest",
 )
 _RULES = (
+    *rules_conntrack.RULES,
     *rules_netfilter.RULES,
     *rules_ip.RULES,
     *rules_link.RULES,
@@ -52,7 +53,7 @@ def explain(record: Record, evidence: Mapping[str, str]) -> Explanation:
 
     Sysctls that could not be read may be missing from `evidence`.
     """
-    rule, values = _rule(record), words(record)
+    rule, values = _rule(record, evidence), words(record)
     sentence = rule.sentence.format_map(values)
     names = _sysctls(rule, record, values)
     proof = [f"{name} is {evidence[name]}" for name in names if name in evidence]
@@ -66,8 +67,12 @@ def wanted_evidence(record: Record) -> tuple[str, ...]:
 
     A device's name in them is one path component under /proc/sys, dots and all.
     """
-    rule = _rule(record)
-    return _sysctls(rule, record, words(record)) if rule.evidence else ()
+    rules = _fitting(record)
+    if not any(rule.evidence for rule in rules):
+        return ()
+    values = words(record)
+    names = (name for rule in rules for name in _sysctls(rule, record, values))
+    return tuple(dict.fromkeys(names))
 
 
 def _sysctls(rule: Rule, record: Record, values: Mapping[str, str]) -> tuple[str, ...]:
@@ -119,16 +124,34 @@ def _conntrack_hint(record: Record) -> str:
     after = record.get("netfilter.hook") in _AFTER_CONNTRACK and "conntrack.state" not in record
     if not after or opens or record.get("transport") not in ("tcp", "icmp", "icmpv6"):
         return ""
-    return "; it has no conntrack entry: a `ct state invalid` or `untracked` rule would match"
+    why = rules_conntrack.why_invalid(record)
+    return (
+        "; it has no conntrack entry, so a `ct state invalid` or `untracked` rule would match:"
+        f" perhaps {why}"
+    )
 
 
 def _function(record: Record) -> str:
     return str(record.get("drop.location", "")).partition("+")[0].partition(".")[0]
 
 
-def _rule(record: Record) -> Rule:
+def _rule(record: Record, evidence: Mapping[str, str]) -> Rule:
+    fitting = _fitting(record)
+    return next(
+        (rule for rule in fitting if rule.proof and rule.proof(record, evidence)), fitting[-1]
+    )
+
+
+def _fitting(record: Record) -> list[Rule]:
+    """Rules that may explain it: those that want a proof, and the first that does not."""
     candidates = _candidates(record.get("drop.reason", "NOT_SPECIFIED"), _function(record))
-    return next(rule for rule in candidates if _fits(rule, record))
+    found = []
+    for rule in candidates:
+        if _fits(rule, record):
+            found.append(rule)
+            if rule.proof is None:
+                break
+    return found
 
 
 @cache

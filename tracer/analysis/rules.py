@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from tracer.model import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +25,5 @@ class Rule:
     """Record field → values of which it must have one; `None` stands for its absence."""
     evidence: tuple[str, ...] = ()
     """Sysctls that prove or refute it, templates as well."""
+    proof: Callable[[Record, Mapping[str, str]], bool] | None = None
+    """Whether record and evidence bear it out; where not, a later rule is taken."""

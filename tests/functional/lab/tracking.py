@@ -7,7 +7,7 @@ import socket
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lab import runner
+from lab import namespaces, runner
 from lab.shell import until
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ def tracking(where: Namespace, hook: str = "forward") -> Iterator[None]:
         where.run("conntrack", "-F", check=False)
         yield
         where.run("conntrack", "-F", check=False)
+
+
+@contextmanager
+def node_sysctls(**values: int) -> Iterator[None]:
+    """Settings nf_conntrack_* that only the node has, for all namespaces; put back afterwards."""
+    node = namespaces.node()
+    keys = {f"netfilter/nf_conntrack_{name}": value for name, value in values.items()}
+    before = {key: node.sysctl(key, value) for key, value in keys.items()}
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            node.sysctl(key, value)
 
 
 @contextmanager
