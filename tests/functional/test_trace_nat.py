@@ -203,16 +203,24 @@ def test_vxlan(tunnel, packets):
         assert any(text.startswith("decapsulated from 10.250.0.1") for text in told)
 
 
-def test_broadcast_is_flooded(packets):
+@pytest.mark.parametrize("goal", ["10.252.0.255", "239.252.0.1"], ids=["broadcast", "multicast"])
+def test_flooding(packets, goal):
     """A bridge gives each port a clone: one packet with a branch for every receiver."""
     port = new_port()
     with ExitStack() as stack:
         bridge, hosts = flooded(stack)
         listeners = [stack.enter_context(udp_listener(host, port)) for host in hosts[1:]]
+        if goal.startswith("239."):
+            for number, listener in enumerate(listeners, 2):
+                both = socket.inet_aton(goal) + socket.inet_aton(f"10.252.0.{number}")
+                listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, both)
         with hosts[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            own = socket.inet_aton("10.252.0.1")
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
+            sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 0)
             for number in range(COUNT):
-                sender.sendto(number.to_bytes(4, "big") + bytes(9), ("10.252.0.255", port))
+                sender.sendto(number.to_bytes(4, "big") + bytes(9), (goal, port))
         for listener in listeners:
             listener.recv(100)
         found = packets.expect(COUNT, {"dst.port": port})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TTL_AT = {ETH_P_IP: 8, ETH_P_IPV6: 7}
 IP_HEADER_BYTES = 20
+_MORE_OR_OFFSET, _IPPROTO_FRAGMENT = 0x3F, 44
 _WITHOUT_PORTS = ("icmp", "icmpv6")
 _IPS_CONFIRMED = 1 << 3
 _TABLES = {253: "default", 254: "main", 255: "local"}
@@ -179,11 +180,21 @@ def _encapsulated(rows: np.ndarray, before: int, now: int) -> int:
 def _size(rows: np.ndarray, before: int, now: int) -> str:
     more = _encapsulated(rows, before, now)
     if not more:
-        return f"{rows['bytes'][before]} → {rows['bytes'][now]} bytes"
+        was, is_now = (_is_fragment(rows[at]) for at in (before, now))
+        word = "" if was == is_now else "fragmented, " if is_now else "reassembled, "
+        return f"{word}{rows['bytes'][before]} → {rows['bytes'][now]} bytes"
     outer = rows["tuple"][now if more > 0 else before]
     ends = f"{_endpoint(outer, 's')} → {_endpoint(outer, 'd')}"
     kind = transport(int(outer["protocol"])).upper()
     return f"{'encapsulated in' if more > 0 else 'decapsulated from'} {ends} {kind}"
+
+
+def _is_fragment(row: np.void) -> bool:
+    """Whether an IP packet is part of a larger one; of IPv6, if its first extension says so."""
+    l3 = row["packet"][layout().constants["L2_BYTES"] :]
+    if row["tuple"]["ethertype"] == ETH_P_IP:
+        return bool(l3[6] & _MORE_OR_OFFSET or l3[7])
+    return bool(row["tuple"]["ethertype"] == ETH_P_IPV6 and l3[6] == _IPPROTO_FRAGMENT)
 
 
 def _endpoint(one: np.void, side: str) -> str:
