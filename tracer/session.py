@@ -22,7 +22,7 @@ from tracer.analysis.drops import Context
 from tracer.analysis.selection import PodSelection, check_selection, marks
 from tracer.errors import TracerError
 from tracer.inventory import Inventory
-from tracer.kernel.clock import wall_offset_ns
+from tracer.kernel.clock import WallClock
 from tracer.kernel.loader import Loaded, Loader
 from tracer.kernel.maps import Map
 from tracer.kernel.stats import recursion_misses
@@ -40,10 +40,6 @@ if TYPE_CHECKING:
     from tracer.model import Node
 
 ONE = (1).to_bytes(4, sys.byteorder)
-
-
-CLOCK_STEP_NS = 1_000_000
-"""A wall clock that is slewed by less than this keeps its offset: times of one run agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +91,7 @@ class Run:
         self.command, self.selection, self.limits = command, selection, limits
         self._claim = None if concurrent else instance.claim(command)
         self._stopping = False
+        self._clock = WallClock()
         self._wake_read, self._wake_write = socket.socketpair()
         for end in (self._wake_read, self._wake_write):
             end.settimeout(0)
@@ -158,6 +155,7 @@ class Run:
             signal.signal(number, handler)
         self._wake_read.close()
         self._wake_write.close()
+        self._clock.close()
         if self._claim:
             self._claim.close()
 
@@ -189,15 +187,23 @@ class Run:
             return float("inf")
         return self._started_s + self.limits.duration_s - time.monotonic()
 
+    def _look_at_clock(self) -> None:
+        """Notice a step of the wall clock: what happened before keeps the time of before."""
+        step_ns = self._clock.look()
+        if step_ns:
+            say(f"the wall clock was set by {step_ns / 1e9:+.3f} s: times follow it from here on")
+
     def wait(self, timeout_s: float, *descriptors: int) -> None:
         """Sleep until a descriptor is readable, a signal or change comes, or the time is up."""
         with select.epoll() as epoll:
-            for descriptor in (self._wake_read.fileno(), *descriptors):
-                epoll.register(descriptor, select.EPOLLIN)
+            for descriptor in (self._wake_read.fileno(), self._clock.descriptor, *descriptors):
+                if descriptor >= 0:
+                    epoll.register(descriptor, select.EPOLLIN)
             if self.running:
                 epoll.poll(max(0.0, min(timeout_s, self.left_s)))
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        self._look_at_clock()
         if self.inventory.node.version != self._seen_version:
             self._seen_version = self.inventory.node.version
             self.on_node()
@@ -259,7 +265,6 @@ class Session(Run):
             self._release()
             raise
         self.lost: dict[str, int] = {}
-        self._offset_ns = wall_offset_ns()
         self._selection_version = 0
         self.push_selection()
         self.begin()
@@ -308,20 +313,15 @@ class Session(Run):
         if refused:
             say(f"warning: map {name} is full: {refused} entries are missing")
 
-    def _wall_offset_ns(self) -> int:
-        """The clock's offset, as it was unless the wall clock has been stepped."""
-        offset_ns = wall_offset_ns()
-        if abs(offset_ns - self._offset_ns) > CLOCK_STEP_NS:
-            self._offset_ns = offset_ns
-        return self._offset_ns
-
     def context(self) -> Context:
         """What names the numbers of the records read now."""
+        self._look_at_clock()
         return Context(
             node=self.node,
             reasons=self.loaded.drop_reasons,
             symbol=self.symbols.name,
-            wall_offset_ns=self._wall_offset_ns(),
+            wall_offset_ns=self._clock.offset_ns,
+            clock_steps=self._clock.steps,
         )
 
     def losses(self) -> dict[str, int]:

@@ -42,6 +42,15 @@ class Context:
     """Kernel address → `symbol+0xoffset`."""
     wall_offset_ns: int
     """CLOCK_REALTIME - CLOCK_BOOTTIME."""
+    clock_steps: tuple[tuple[int, int], ...] = ()
+    """(CLOCK_BOOTTIME of a step of the wall clock, offset until then), oldest first."""
+
+    def wall_ns(self, boot_ns: int) -> int:
+        """CLOCK_BOOTTIME → what the wall clock showed then, ns since 1970."""
+        for until_ns, offset_ns in self.clock_steps:
+            if boot_ns < until_ns:
+                return boot_ns + offset_ns
+        return boot_ns + self.wall_offset_ns
 
     def reason(self, value: int) -> str:
         """The reason's name; a value that BTF does not name keeps its subsystem and number."""
@@ -119,7 +128,7 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     location = context.symbol(int(event["location"]))
     record: Record = {
         "type": "drop",
-        "time": format_time(int(event["time_ns"]) + context.wall_offset_ns),
+        "time": format_time(context.wall_ns(int(event["time_ns"]))),
     }
     if direction:
         record["direction"] = direction

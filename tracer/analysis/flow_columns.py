@@ -52,7 +52,7 @@ def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
     flags = _named(totals["tcp_flags"], tcp_flags, (keys["tuple"]["protocol"] == _TCP) & ends.ip)
     columns = _common(keys, context, pods, charged, keys["direction"], ends)
     columns |= {
-        **_times(totals["first_ns"], totals["last_ns"], context.wall_offset_ns),
+        **_times(_wall_ns(totals["first_ns"], context), _wall_ns(totals["last_ns"], context)),
         "verdict": constant("forwarded", len(keys)),
         "packets": Column(totals["packets"]),
         "bytes": Column(totals["bytes"]),
@@ -81,7 +81,7 @@ def drop_table(
     direction = np.where(pods.owns(ends, charged, ends.source), _EGRESS, direction)
     columns = _common(flow, context, pods, charged, direction, ends)
     columns |= {
-        **_times(np.full(len(keys), interval_ns[0]), np.full(len(keys), interval_ns[1]), 0),
+        **_times(np.full(len(keys), interval_ns[0]), np.full(len(keys), interval_ns[1])),
         "verdict": constant("dropped", len(keys)),
         "packets": Column(counts["packets"].sum(axis=1)),
         "bytes": Column(counts["bytes"].sum(axis=1)),
@@ -99,7 +99,7 @@ def other_table(
     pods = _Pods(context.node)
     columns = _common(keys, context, pods, pods.at_places(keys), keys["direction"])
     columns |= {
-        **_times(np.full(len(keys), now_ns), np.full(len(keys), now_ns), 0),
+        **_times(np.full(len(keys), now_ns), np.full(len(keys), now_ns)),
         "verdict": constant("forwarded", len(keys)),
         "flow.other": Column(np.ones(len(keys), bool)),
         "packets": Column(packets),
@@ -149,11 +149,16 @@ def _end_columns(
     return columns
 
 
-def _times(first: Numbers, last: Numbers, offset_ns: int) -> dict[str, Column]:
-    return {
-        "time": Column(first.astype(np.int64) + offset_ns),
-        "end_time": Column(last.astype(np.int64) + offset_ns),
-    }
+def _times(first_ns: Numbers, last_ns: Numbers) -> dict[str, Column]:
+    return {"time": Column(first_ns.astype(np.int64)), "end_time": Column(last_ns.astype(np.int64))}
+
+
+def _wall_ns(boot_ns: Numbers, context: Context) -> NDArray[np.int64]:
+    """The same as Context.wall_ns, of many."""
+    until = np.array([step[0] for step in context.clock_steps], np.int64)
+    offset = np.array([*(step[1] for step in context.clock_steps), context.wall_offset_ns])
+    times = boot_ns.astype(np.int64)
+    return np.asarray(times + offset[np.searchsorted(until, times, side="right")])
 
 
 def _named(

@@ -125,7 +125,7 @@ class Flows:
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
         self._held = self._flows.turn()
-        self._begin_ns = time.time_ns()
+        self._begin_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._unpaired: frozenset[tuple[int, int]] = frozenset()
         self.follow_devices()
         self.flows = self.packets = 0
@@ -141,14 +141,14 @@ class Flows:
         flows = self._hold_unnamed(*flows, last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         flows = self._waiting.due(*flows, now_ns, everything=last)
-        end_ns = time.time_ns()
         context = self._session.context()
+        begin_ns, end_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
         tables = [
             flow_table(*flows, context),
-            drop_table(*drops, context, (self._begin_ns, end_ns)),
+            drop_table(*drops, context, (begin_ns, end_ns)),
             other_table(*other, context, end_ns),
         ]
-        self._begin_ns = end_ns
+        self._begin_ns = now_ns
         for table in (tables[0], tables[2]):
             self.packets += int(table.columns["packets"].values.sum()) if table.rows else 0
         counted = concat(tables)
