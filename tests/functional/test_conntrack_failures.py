@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import wire
+from lab import namespaces, wire
 from lab.queue import queue
 from lab.rules import iptables, nft
 from lab.shell import until
@@ -184,3 +184,28 @@ def test_every_birth_and_death_of_short_connections():
     argv = [sys.executable, str(BENCHMARK), "5", "1000"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_why_packets_are_invalid_where_the_kernel_is_told_to_say_it(routed, router):
+    """With nf_conntrack_log_invalid its own words are shown; tracer never sets it."""
+    node, port = namespaces.node(), new_port()
+    before = node.sysctl("netfilter/nf_log_all_netns", 1)
+    router.sysctl("netfilter/nf_conntrack_log_invalid", 255)
+    try:
+        with following(router, "tcp", "port", str(port)) as live:
+            no_entry(routed, port)
+            out_of_window(routed, port + 1)
+            until(lambda: "invalid" in {r["type"] for r in live.records()}, "the kernel's log")
+            done = live.stop()
+    finally:
+        router.sysctl("netfilter/nf_conntrack_log_invalid", 0)
+        node.sysctl("netfilter/nf_log_all_netns", before)
+    told = [record for record in done.records if record["type"] == "invalid"]
+    assert len(told) == COUNT  # those of the other port are not chosen
+    for record in told:
+        assert record["src.address"] == routed.left.ip4
+        assert record["dst.port"] == port
+        assert record["tcp.flags"] == "RST"
+        assert record["why"]
+        assert "belongs to no connection" in record["explanation"]
+    assert router.sysctl("netfilter/nf_conntrack_log_invalid") == "0"

@@ -26,6 +26,7 @@ import numpy as np
 
 from tracer.analysis.ct_failures import failure_records
 from tracer.analysis.ct_filter import any_address, parse_filter
+from tracer.analysis.ct_invalid import invalid_packets
 from tracer.analysis.ct_records import EVENTS, FOUND, Describer, space_fields
 from tracer.analysis.ct_stats import SYSCTLS, stats_records
 from tracer.analysis.ct_top import Census, top_records
@@ -38,6 +39,7 @@ from tracer.errors import ExitCode, TracerError
 from tracer.inventory.namespaces import run_in
 from tracer.inventory.sysctl import find_netns, netns_path, read_sysctls
 from tracer.netfilter.ct_follow import Follower
+from tracer.netfilter.ct_log import KernelLog
 from tracer.session import Run, say
 from tracer.sinks import open_sink
 
@@ -130,6 +132,7 @@ class Conntrack:
         self._events = [EVENTS.index(name) for name in EVENTS if name.split("-")[0] in wanted]
         groups = {"new", "destroy", *wanted} | ({"expect-destroy"} if "expect" in wanted else set())
         self.tracker = Tracker(groups, args.buffer)
+        self._log = KernelLog()
         self._describer = Describer(run.node)
         self._version = -1
         self.shown = 0
@@ -189,6 +192,9 @@ class Conntrack:
             found = correction.found[self._chosen.mask(correction.found)]
             if Event.NEW in self._events:
                 self._write(self._describer.records(found, event=FOUND))
+        invalid = invalid_packets(self._log.read(), node, now)
+        chosen = np.flatnonzero(self._chosen.mask(invalid.rows)).tolist()
+        self._sink.write([invalid.records[index] for index in chosen])
         for netns, grown in self.tracker.failures(last=last):
             fill = self.tracker.follower.count(netns)
             records = failure_records(node, netns, grown, fill, now)
@@ -205,10 +211,13 @@ class Conntrack:
             "births": totals.pop("births_lost", 0),
             "deaths": totals.pop("deaths_lost", 0),
         }
+        if self._log.lost:
+            lost["reads of the kernel's log"] = self._log.lost
         lost = {source: count for source, count in lost.items() if count}
         counts = {name: totals.get(name, 0) for name in ("births", "deaths", "alive")}
         self._sink.write([{"type": "end", **counts, "shown": self.shown, "lost": lost}])
         self.tracker.close()
+        self._log.close()
         return lost
 
 

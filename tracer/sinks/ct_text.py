@@ -41,6 +41,7 @@ class ConntrackText:
         self._shown: dict[str, Callable[[Record], list[str]]] = {
             "conntrack": self._event,
             "failure": self._failure,
+            "invalid": self._invalid,
             "resync": self._resync,
             "end": lambda record: [_end(record)],
         }
@@ -80,6 +81,12 @@ class ConntrackText:
             self._hinted.add(name)
             lines += [paint(line, DIM) for line in self._terminal.wrap(f"hint: {hint}", _INDENT)]
         return lines
+
+    def _invalid(self, record: Record) -> list[str]:
+        head = self._terminal.paint(f"{'invalid':<8}", RED)
+        flow = f"{_flow(record)}  {record.get('tcp.flags', '')}".rstrip()
+        lines = [f"{clock(record['time'])} {head} {flow}"]
+        return lines + self._terminal.wrap(f"{record['explanation']} ({record['why']})", _INDENT)
 
     def _resync(self, record: Record) -> list[str]:
         text = (

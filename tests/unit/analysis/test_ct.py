@@ -10,6 +10,7 @@ from tracer.analysis.addresses import address_bytes
 from tracer.analysis.ct_death import deaths, maybe_early_dropped, tells_timeout
 from tracer.analysis.ct_failures import failure_records
 from tracer.analysis.ct_filter import any_address, parse_filter
+from tracer.analysis.ct_invalid import invalid_packets
 from tracer.analysis.ct_records import Describer
 from tracer.analysis.ct_stats import stats_records
 from tracer.analysis.ct_table import Table, keys
@@ -17,6 +18,7 @@ from tracer.analysis.ct_top import Census, top_records
 from tracer.ct_layout import Event, Has, Status
 from tracer.errors import TracerError
 from tracer.model import Device, Namespace, Node, Pod
+from tracer.netfilter.ct_log import KernelLog
 
 NODE, POD = 1, 2
 NEW, DESTROY, LISTED = Event.NEW, Event.DESTROY, Event.LISTED
@@ -333,3 +335,43 @@ def test_statistics(node):
     whole, *each = stats_records(node, NODE, cpus, settings)
     assert (whole["stats.drop"], whole["conntrack.max"]) == (3, 100)
     assert [(one["cpu"], one["stats.drop"]) for one in each] == [(0, 1), (1, 2)]
+
+
+# The kernel's log
+
+LOGGED = (
+    (
+        "nf_ct_proto_6: SEQ is over upper bound 2 (over the window of the receiver) IN=v0 OUT=v1"
+        " MAC=5a:60 SRC=10.244.0.5 DST=10.0.0.2 LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=2 PROTO=TCP SPT=5"
+        " DPT=6 SEQ=1 ACK=1 WINDOW=8192 RES=0x00 ACK PSH URGP=0 "
+    ),
+    "nf_ct_proto_17: bad checksum IN= OUT=v0 SRC=fd00::1 DST=fd00::2 LEN=40 PROTO=UDP SPT=7 DPT=8",
+    "nf_ct_proto_1: something new IN=v0 OUT= SRC=10.0.0.1 DST=10.0.0.2 LEN=4 PROTO=ICMP TYPE=3",
+    "nf_ct_ftp: dropping packet",
+)
+
+
+def test_what_the_log_says(node):
+    invalid = invalid_packets(LOGGED, node, 0)
+    window, checksum, other = invalid.records
+    assert window["why"] == "SEQ is over upper bound 2 (over the window of the receiver)"
+    assert "beyond the window" in window["explanation"]
+    assert (window["src.port"], window["dst.port"], window["tcp.flags"]) == (5, 6, "PSH,ACK")
+    assert window["k8s.src.pod.name"] == "client-0"
+    assert window["interface.name"] == "v0"
+    assert (checksum["transport"], checksum["src.address"]) == ("udp", "fd00::1")
+    assert "checksum" in checksum["explanation"]
+    assert other["explanation"].endswith("something new.")
+    assert parse_filter("udp ip6 port 8")(invalid.rows).tolist() == [False, True, False]
+
+
+def test_the_log_file(tmp_path):
+    path = tmp_path / "kmsg"
+    path.write_text("5,1,2,-;nf_ct_old: before\n")
+    log = KernelLog(str(path))
+    with path.open("a") as file:
+        file.write("5,3,4,-;nf_ct_proto_6: now\n")
+    assert log.read() == ["nf_ct_proto_6: now"]
+    assert log.read() == []
+    log.close()
+    assert KernelLog(str(tmp_path / "none")).read() == []
