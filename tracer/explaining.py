@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tracer.analysis.explain import explain, wanted_evidence
+from tracer.analysis.policies import denial, denial_fields, judge_drop
 from tracer.inventory.sysctl import read_sysctls
 
 if TYPE_CHECKING:
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 EVIDENCE_S = 1.0
 """How long a sysctl that was read stays believed."""
 MAX_PLACES = 1024
+MAX_JUDGED = 4096
+_JUDGED_BY = (
+    "drop.reason", "netfilter.hook", "transport", "src.address", "dst.address", "dst.port",
+    "tcp.flags", "conntrack.state", "conntrack.direction", "netfilter.object.does", "policy.name",
+)  # fmt: skip
+"""What of a record tells whether policies deny it: drops that agree in these are judged once."""
 
 
 class Explainer:
@@ -28,6 +35,8 @@ class Explainer:
     ) -> None:
         """`node` gives the latest snapshot; `found` is told the sysctls read, by netns."""
         self._node, self._found = node, found
+        self._judged: dict[tuple[object, ...], tuple[str, Record] | None] = {}
+        self._judged_for: Node | None = None
         self._evidence: dict[tuple[int, tuple[str, ...]], tuple[float, dict[str, str]]] = {}
 
     def explain(self, record: Record) -> Record:
@@ -36,7 +45,23 @@ class Explainer:
         evidence = self._read(record.get("netns", 0), wanted) if wanted else {}
         explanation = explain(record, evidence)
         record["explanation"], record["hint"] = explanation.sentence, explanation.hint
+        if denied := self._denied(record):
+            sentence, fields = denied
+            record["explanation"] = f"{explanation.sentence} {sentence}"
+            record["hint"] = f"kubectl describe networkpolicy -n {fields['policy.namespace']}"
+            record.update(fields)
         return record
+
+    def _denied(self, record: Record) -> tuple[str, Record] | None:
+        """Why no NetworkPolicy allows it, where the cluster is known and none does."""
+        node = self._node()
+        if node is not self._judged_for or len(self._judged) >= MAX_JUDGED:
+            self._judged, self._judged_for = {}, node
+        key = tuple(record.get(name) for name in _JUDGED_BY)
+        if key not in self._judged:
+            found = judge_drop(node, record)
+            self._judged[key] = (denial(*found, node), denial_fields(*found)) if found else None
+        return self._judged[key]
 
     def _read(self, netns: int, names: tuple[str, ...]) -> dict[str, str]:
         now_s = time.monotonic()
