@@ -58,11 +58,16 @@ static int socket_in(const char *netns, int type)
 	return made;
 }
 
+/* Each datagram begins with its number. */
 static void udp_burst(int sender, int receiver, int count)
 {
-	for (int i = 0; i < count; i++)
+	static uint32_t serial;
+
+	for (int i = 0; i < count; i++) {
+		*(uint32_t *)buffer = htonl(++serial);
 		if (send(sender, buffer, PAYLOAD_BYTES, 0) != PAYLOAD_BYTES)
 			err(2, "send");
+	}
 	for (int i = 0; i < count; i++)
 		if (recv(receiver, buffer, sizeof(buffer), 0) != PAYLOAD_BYTES)
 			err(2, "a datagram was lost");

@@ -47,10 +47,15 @@ def tools(directory: Path) -> tuple[Tool, ...]:
     node = ("nsenter", f"--net=/run/netns/{NODE}")
     # Headers only: what one would write for long, and in tcpdump's favour.
     tcpdump = ("tcpdump", "-n", "-i", node_veth, "-s", "128", "-w", str(directory / "capture.pcap"))
+    trace = (*TRACER, "trace", "--concurrent", "-o", "json")
     bpftrace = ("bpftrace", "-B", "line", "-e", BPFTRACE)
     return (
         Tool("drops", on_node(*TRACER, "drops", "--concurrent", "-o", "json"), "\ntracing"),
         Tool("flows", on_node(*TRACER, "flows", "--concurrent", *flows), "\ntracing"),
+        # A selection that nothing on the bench matches; one packet of a hundred; every packet.
+        Tool("trace-none", on_node(*trace, "udp port 1"), "\ntracing"),
+        Tool("trace-sampled", on_node(*trace, "--sample", "1/100"), "\ntracing"),
+        Tool("trace-all", on_node(*trace), "\ntracing"),
         Tool("tcpdump", (*node, *tcpdump), "listening on"),
         Tool(
             "bpftrace",
