@@ -32,11 +32,13 @@ _TRANSPORTS = {"tcp": 6, "udp": 17, "dccp": 33, "sctp": 132, "udplite": 136}
 _ETHER_TYPES = {"ip": 0x0800, "ip6": 0x86DD, "arp": 0x0806}
 _NF_FAMILIES = {"ip": 2, "ip6": 10}
 _NO_ENTRY = frozenset({"invalid", "untracked"})
-_NOT_LOCAL = frozenset(
-    {"unicast", "broadcast", "anycast", "blackhole", "unreachable", "prohibit", "unspec"}
-)
+_NOT_LOCAL = {
+    # IPv4 asks the table of local addresses only, IPv6 that of routes.
+    "ip": frozenset({"unicast", "broadcast"}),
+    "ip6": frozenset({"unicast", "anycast", "unreachable", "blackhole", "prohibit", "unspec"}),
+}
 _LOOPBACK = values.network("127.0.0.0/8")
-_BROADCAST_WORDS = (0, 0xFFFFFFFF)
+_BROADCAST_NUMBERS = (0, 0xFFFFFFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,11 @@ def field(name: str, view: View) -> Value:
     return None
 
 
-def assigned(name: str, value: Value, packet: Packet) -> Packet:
+def assigned(name: str, value: Value, view: View) -> Packet:
     """The packet after `name set value`; as it was where nothing here models that field."""
+    packet = view.packet
+    if name == "ct mark" and _has_no_entry(view):
+        return packet
     known = value if isinstance(value, int | str) else None
     changed: dict[str, Any]
     if name in _ADDRESSES:
@@ -132,12 +137,16 @@ def _ct(
     """Of the conntrack entry; a packet without one has none of it."""
 
     def getter(view: View) -> Value:
-        if not view.tracked or view.packet.ct.state in _NO_ENTRY:
+        if _has_no_entry(view):
             return ABSENT
         found = getattr(view.packet.ct, attribute)
         return None if found is None else convert(found)
 
     return getter
+
+
+def _has_no_entry(view: View) -> bool:
+    return not view.tracked or view.packet.ct.state in _NO_ENTRY
 
 
 def _ct_state(view: View) -> Value:
@@ -154,7 +163,7 @@ def _status_bits(words: frozenset[str]) -> int:
 def _tuple_field(name: str, view: View) -> Value:
     """`original saddr`, `reply proto-dst`; with `ip` or `ip6` between, of that family only."""
     direction, *family, word = name.split()
-    if not view.tracked or view.packet.ct.state in _NO_ENTRY:
+    if _has_no_entry(view):
         return ABSENT
     if family and family[0] != view.packet.family:
         return ABSENT
@@ -174,22 +183,24 @@ def _of_tuple(known: Tuple, word: str) -> Value:
 def _address_type(words: list[str], view: View) -> Value:
     """What the routing table says of an address: `local`, or one of what it may be."""
     text = view.packet.saddr if "saddr" in words else view.packet.daddr
-    local = view.host.local_addresses
     if text is None:
         return None
-    number, v6 = values.address(text), ":" in text
-    # Asked for one device only, what is local may be so on another.
-    perhaps = frozenset({"local"}) | _NOT_LOCAL
-    sure = perhaps if {"iif", "oif"} & set(words) else "local"
+    host, number, v6 = view.host, values.address(text), ":" in text
+    not_local = _NOT_LOCAL["ip6" if v6 else "ip"]
     if number == 1 if v6 else _LOOPBACK.low <= number <= _LOOPBACK.high:  # type: ignore[operator]
-        return sure
-    if ip_address(text).is_multicast:
+        known = True
+    elif ip_address(text).is_multicast:
         return "multicast"
-    if not v6 and (number in _BROADCAST_WORDS or text in view.host.broadcast_addresses):
+    elif not v6 and (number in _BROADCAST_NUMBERS or text in host.broadcast_addresses):
         return "broadcast"
-    if local is None:
-        return perhaps
-    return sure if text in local else _NOT_LOCAL
+    elif host.local_addresses is None:
+        return not_local | {"local"}
+    else:
+        known = text in host.local_addresses
+    if not known:
+        return not_local - {"broadcast"} if host.broadcast_addresses else not_local
+    # Asked for one device only, it may be local on another.
+    return not_local | {"local"} if {"iif", "oif"} & set(words) else "local"
 
 
 def _ether_type(view: View) -> Value:

@@ -17,6 +17,7 @@ from tracer.analysis.ruleset.steps import (
     Listed,
     Lookup,
     Match,
+    Merged,
     Named,
     Nowhere,
     Take,
@@ -57,6 +58,9 @@ class Judge:
             answers = [self._match(match, view) for match in test.matches]
             found = True if True in answers else None if None in answers else False
             return _negated(found, negated=test.negated)
+        if isinstance(test, Merged):
+            both = {self._match(match, view) for match in test.matches}
+            return both.pop() if len(both) == 1 else None
         return None
 
     def value(self, expression: Expression, view: View) -> Value:

@@ -138,7 +138,8 @@ class Table:
     objects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """`counter NAME`, `quota NAME`, `limit NAME`, … → as read."""
     flags: frozenset[str] = frozenset()
-    """`dormant`: its base chains are not hooked in; `owner`."""
+    """`dormant`: its base chains are not hooked in; `owner`; `persist`; `unreadable`: one of
+    these, nft did not tell which."""
 
     @property
     def key(self) -> TableKey:

@@ -21,7 +21,14 @@ Json = dict[str, Any]
 
 _TABLE = re.compile(rb'\{"table":\s*\{')
 """Begins what belongs to one table. It cannot stand in a string: quotes are escaped there."""
-_PLACE = re.compile(rb'"family":\s*"([^"]+)",\s*"name":\s*"((?:[^"\\]|\\.)*)"')
+_HEAD = re.compile(
+    rb'\{"table":\s*\{"family":\s*"([^"]+)",\s*"name":\s*"((?:[^"\\]|\\.)*)"'
+    rb'(?:,\s*"handle":\s*(\d+))?.*?\}\}(?=,\s*\{"|\s*$)',
+    re.DOTALL,
+)
+"""A table itself. Its flags may be broken (`_flags`), so that it is read word by word."""
+UNREADABLE = "unreadable"
+"""A flag that was not told: `dormant`, `owner` or `persist`."""
 _PLACED = {"metainfo", "table", "chain", "rule", "set", "map", "element"}
 _PRIORITIES = {
     "raw": -300,
@@ -43,19 +50,31 @@ def sections(data: bytes) -> Iterator[bytes]:
 
 def place(section: bytes) -> tuple[str, str]:
     """(family, name) of the table that a section is of; TracerError where it has none."""
-    if (found := _PLACE.search(section)) is None:
-        raise TracerError("nft: a table without family and name", "look at: nft -j list ruleset")
-    family, name = found.groups()
+    family, name, _ = _head(section).groups()
     return family.decode(), name.decode()
+
+
+def _head(section: bytes) -> re.Match[bytes]:
+    if (found := _HEAD.match(section)) is None:
+        raise TracerError("nft: a table without family and name", "look at: nft -j list ruleset")
+    return found
+
+
+def _flags(head: bytes) -> frozenset[str]:
+    """Flags of a table: nft 1.0.6 prints other memory instead of them, if there are some."""
+    if b'"flags"' not in head:
+        return frozenset()
+    known = {word for word in ("dormant", "owner", "persist") if f'"{word}"'.encode() in head}
+    return frozenset(known or {UNREADABLE})
 
 
 def table(section: bytes, known: Table | None = None) -> Table:
     """One section as a table. Of `known`, an older reading, rules that stayed are taken."""
+    head = _head(section)
+    family, name, handle = head[1].decode(), head[2].decode(), int(head[3] or 0)
     objects = loads(section)
-    head = objects[0]["table"]
-    family, name = head["family"], head["name"]
     # Under one handle a rule never changes, unless the table is another one.
-    bodies = _by_handle(known) if known and known.handle == head.get("handle", 0) else {}
+    bodies = _by_handle(known) if known and known.handle == handle else {}
     rules: dict[str, list[Rule]] = {}
     for item in objects:
         if (found := item.get("rule")) is not None:
@@ -66,11 +85,11 @@ def table(section: bytes, known: Table | None = None) -> Table:
     return Table(
         family=family,
         name=name,
-        handle=head.get("handle", 0),
+        handle=handle,
         chains={item["name"]: _chain(item, rules.get(item["name"], ())) for item in chains},
         sets={item["name"]: _set(item) for item in named if item},
         objects=_objects(objects),
-        flags=_words(head.get("flags")),
+        flags=_flags(head[0]),
     )
 
 
@@ -93,13 +112,14 @@ def outline(section: bytes) -> Outline:
         if (found := item.get("rule")) is not None:
             rules.setdefault(found["chain"], []).append(found["handle"])
     chains = (_chain(item["chain"], ()) for item in objects if "chain" in item)
-    return Outline(objects[0]["table"].get("handle", 0), {c.name: c for c in chains}, rules)
+    return Outline(int(_head(section)[3] or 0), {c.name: c for c in chains}, rules)
 
 
 def loads(section: bytes) -> list[Json]:
-    """The objects of a section; TracerError where it is no JSON."""
+    """The objects of a section but the table itself; TracerError where it is no JSON."""
+    rest = section[_head(section).end() :].lstrip(b", ")
     try:
-        found: list[Json] = orjson.loads(b"[" + section + b"]")
+        found: list[Json] = orjson.loads(b"[" + rest + b"]")
     except orjson.JSONDecodeError as error:
         raise TracerError(
             f"nft: its JSON cannot be read: {error}", "look at: nft -a -j list ruleset"

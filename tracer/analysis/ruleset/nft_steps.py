@@ -22,6 +22,7 @@ from tracer.analysis.ruleset.steps import (
     Listed,
     Lookup,
     Match,
+    Merged,
     Named,
     Nowhere,
     Part,
@@ -38,6 +39,8 @@ Json = Any
 _CATCH_ALL = "*"
 """The element that holds what no other does; it has no parts."""
 _BINARY = frozenset({"&", "|", "^", "<<", ">>"})
+_NEIGHBOURS = {"sport": "dport", "type": "code", "ttl": "protocol", "nexthdr": "hoplimit"}
+"""Field of a header → the field right behind it."""
 _NO_STEP = frozenset({
     "counter", "log", "dup", "flow", "last", "ct helper", "ct timeout", "ct expectation",
     "secmark",
@@ -51,7 +54,28 @@ _XT_NAT = {"DNAT": "dnat", "SNAT": "snat", "MASQUERADE": "masquerade", "REDIRECT
 
 def steps(expressions: Sequence[Json]) -> tuple[Step, ...]:
     """What the rule does, in order."""
-    return tuple(step for node in expressions for step in _steps(node))
+    found: list[Step] = []
+    for node in expressions:
+        for step in _steps(node):
+            if found and (merged := _merged(found[-1], step)):
+                found[-1] = merged
+            else:
+                found.append(step)
+    return tuple(found)
+
+
+def _merged(first: Step, second: Step) -> Merged | None:
+    """The two as one where nft may have loaded them so."""
+    if not isinstance(first, Match) or not isinstance(second, Match):
+        return None
+    if not isinstance(first.key, Field) or not isinstance(second.key, Field):
+        return None
+    protocol, _, name = first.key.name.partition(" ")
+    neighbour = f"{protocol} {_NEIGHBOURS.get(name)}" == second.key.name
+    plain = all(isinstance(match.goal, Listed) and match.negated for match in (first, second))
+    if not neighbour or not plain:
+        return None
+    return Merged((first, second), f"{first.text} {second.text}")
 
 
 def verdict(node: Json) -> Take:
@@ -216,9 +240,10 @@ def _ct(body: Json) -> Expression:
 
 
 def _payload(body: Json) -> Expression:
-    if "protocol" not in body:
-        return Nowhere(expression_text({"payload": body}))
-    return Field(f"{body['protocol']} {body['field']}")
+    if "protocol" in body:
+        return Field(f"{body['protocol']} {body['field']}")
+    place = body.get("base"), body.get("offset"), body.get("len")
+    return _RAW.get(place) or Nowhere(expression_text({"payload": body}))
 
 
 def _map(body: Json) -> Expression:
@@ -292,6 +317,13 @@ def _chosen(word: str) -> Callable[[Json], Expression]:
     return compile_number
 
 
+_SPORT, _DPORT = Field("th sport"), Field("th dport")
+_RAW: dict[tuple[Any, ...], Expression] = {
+    ("th", 0, 16): _SPORT,
+    ("th", 16, 16): _DPORT,
+    ("th", 0, 32): Binary("|", Binary("<<", _SPORT, Constant(16)), _DPORT),
+}
+"""What nft lists by its bits, for want of a protocol."""
 _EXPRESSIONS: dict[str, Callable[[Json], Expression]] = {
     **{word: _chosen(word) for word in ("numgen", "jhash", "symhash")},
     "payload": _payload,

@@ -12,13 +12,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
 
 from tracer.analysis.ruleset import ipset_save, nft_json, xt_save
+from tracer.analysis.ruleset.compile import steps as steps_of
 from tracer.analysis.ruleset.model import XT_LEGACY, XT_NFT, Ruleset, Table, TableKey
+from tracer.analysis.ruleset.steps import Take, TakeMapped, Translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 Place = tuple[str, str]
 """(family, table)."""
+_DECIDES = frozenset({"drop", "reject", "queue", "stolen", "unknown"})
 _Made = TypeVar("_Made")
 
 
@@ -59,7 +62,8 @@ class Reader:
         text = texts.ipset
         sets = self._once(text.encode(), lambda: ipset_save.sets(text))
         self._tables, self._made = tables, self._making
-        return Ruleset(tables, sets, tuple(_torn(tables, nft_was_read=bool(texts.nft))))
+        warnings = (*_torn(tables, nft_was_read=bool(texts.nft)), *_maybe_dormant(tables))
+        return Ruleset(tables, sets, warnings)
 
     def _xt_tables(self, texts: Texts, nft: Mapping[Place, bytes]) -> Iterator[Table]:
         for backend, family, text in (
@@ -104,3 +108,26 @@ def _torn(tables: Mapping[TableKey, Table], *, nft_was_read: bool) -> Iterator[s
             )
         elif chains:
             yield f"{table.family} {table.name}: nft was not read: its rules have no handles"
+
+
+def _maybe_dormant(tables: Mapping[TableKey, Table]) -> Iterator[str]:
+    """Warnings of tables of which nft did not tell whether they are hooked in, if it matters."""
+    for table in tables.values():
+        if nft_json.UNREADABLE in table.flags and _may_decide(table):
+            yield (
+                f"{table.family} {table.name}: nft prints its flags wrongly: it is taken as hooked "
+                "in, which it is not if it is dormant"
+            )
+
+
+def _may_decide(table: Table) -> bool:
+    """Whether anything in it may do something to a packet but let it pass."""
+    chains = table.chains.values()
+    if any(chain.base and chain.base.policy != "accept" for chain in chains):
+        return True
+    steps = (step for chain in chains for rule in chain.rules for step in steps_of(rule))
+    return any(
+        isinstance(step, TakeMapped | Translate)
+        or (isinstance(step, Take) and step.verdict in _DECIDES)
+        for step in steps
+    )

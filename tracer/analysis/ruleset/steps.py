@@ -1,6 +1,6 @@
 """What a rule does, step by step, whichever tool wrote it.
 
-A step is a test (`Match`, `Either`, `Unknowable`) or an action (`Assign`, `Take`,
+A step is a test (`Match`, `Either`, `Merged`, `Unknowable`) or an action (`Assign`, `Take`,
 `TakeMapped`, `Translate`). The kernel goes through them in order, and a test that says no
 ends the rule. What changes neither packet nor verdict (counters, logs) is no step.
 """
@@ -133,6 +133,18 @@ class Either:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """`!=` of two neighbouring fields: `udp sport != 80 udp dport != 53`.
+
+    Some nft (1.0.6 for one) make one comparison of the two when they load such a rule, so
+    that either suffices, and list it like two. Where only one says yes it is not known.
+    """
+
+    matches: tuple[Match, Match]
+    text: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Unknowable:
     """A match that nobody can repeat: random, limits, recent, sockets, payload."""
 
@@ -145,6 +157,9 @@ class Assign:
 
     field: str
     value: Expression
+    lenient: bool = False
+    """Where the packet has no such value nothing changes, and the rule goes on: iptables'
+    CONNMARK. In nftables the rule ends there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +195,8 @@ class Translate:
     port: Expression | None = None
 
 
-Test = Match | Either | Unknowable
-Step = Match | Either | Unknowable | Assign | Take | TakeMapped | Translate
+Test = Match | Either | Merged | Unknowable
+Step = Test | Assign | Take | TakeMapped | Translate
 
 
 def exactly(*values: Scalar) -> Listed:
@@ -196,4 +211,4 @@ def within(*parts: Part) -> Listed:
 
 def matches(steps: Sequence[Step]) -> tuple[Test, ...]:
     """Of a rule's steps those that test."""
-    return tuple(step for step in steps if isinstance(step, Match | Either | Unknowable))
+    return tuple(step for step in steps if isinstance(step, Test))

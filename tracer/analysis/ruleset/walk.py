@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.ruleset import hooks
 from tracer.analysis.ruleset.compile import steps as steps_of
-from tracer.analysis.ruleset.fields import View, assigned
+from tracer.analysis.ruleset.fields import Absent, View, assigned
 from tracer.analysis.ruleset.judge import Judge
 from tracer.analysis.ruleset.model import XT_LEGACY, End, Passed, Verdict
 from tracer.analysis.ruleset.steps import (
     Assign,
     Constant,
-    Match,
     Take,
     TakeMapped,
+    Test,
     Translate,
     Unknowable,
 )
@@ -88,6 +88,8 @@ class Walker:
             run.at, run.stack, run.walk = run.at + 1, [], []
             if end.verdict in _FINAL:
                 break
+        else:
+            self._leave(run)
         verdict = run.ends[-1].verdict if run.ends else "accept"
         return Verdict(verdict, tuple(run.ends), run.packet, tuple(run.assumed))
 
@@ -101,11 +103,20 @@ class Walker:
         run.stack = [(base, 0)]
         return True
 
-    def _reach_nat(self, run: Run) -> None:
-        """At NAT's priority: first packets meet its chains, others are translated already."""
+    def _leave(self, run: Run) -> None:
+        """Out of the hook: NAT is done there also where no chain stands behind it."""
+        if run.first is None and hooks.nat_slot(self._hook) is not None and self._has_nat(run):
+            first = hooks.meets_nat_chains(run.packet)
+            run.packet = run.packet if first else hooks.translated(run.packet, self._hook)
+
+    def _has_nat(self, run: Run) -> bool:
         if self._translates is None:
             self._translates = hooks.translates(self._ruleset, run.packet.family)
-        if not self._translates:
+        return self._translates
+
+    def _reach_nat(self, run: Run) -> None:
+        """At NAT's priority: first packets meet its chains, others are translated already."""
+        if not self._has_nat(run):
             run.first = False
             return
         run.first = hooks.meets_nat_chains(run.packet)
@@ -168,7 +179,11 @@ class Walker:
                 return step
             if isinstance(step, Assign):
                 view = self._view(run)
-                run.packet = assigned(step.field, judge.value(step.value, view), run.packet)
+                value = judge.value(step.value, view)
+                if not isinstance(value, Absent):
+                    run.packet = assigned(step.field, value, view)
+                elif not step.lenient:
+                    return None
             elif isinstance(step, Translate):
                 self._translate(run, step, judge)
                 return _ACCEPT
@@ -187,7 +202,7 @@ class Walker:
         text = step.text  # type: ignore[union-attr] # only tests come here, and each has one
         if text in run.answers:
             return run.answers[text]
-        if all(isinstance(one, Match | Unknowable) for one in rest):
+        if all(isinstance(one, Test) for one in rest):
             return False
         other = self._fork(run, text)
         if not isinstance(step, Unknowable):
@@ -226,26 +241,22 @@ class Walker:
 
     def _translate(self, run: Run, step: Translate, judge: Judge) -> None:
         view = self._view(run)
-        packet, chosen = run.packet, step.kind not in _NO_CHOICE
+        chosen = step.kind not in _NO_CHOICE
         side = "d" if step.kind in _DESTINATION else "s"
-        family = "ip6" if packet.family == "ip6" else "ip"
         if step.address is not None or chosen:
             value = judge.value(step.address, view) if step.address else None
-            packet = assigned(f"{family} {side}addr", value, packet)
-        if step.port is not None or side == "s" or step.kind == "dnat":
-            packet = self._port(packet, f"th {side}port", step, judge, view)
-        if packet.ct.status is not None:
-            status = packet.ct.status | {"dnat" if side == "d" else "snat"}
-            packet = replace(packet, ct=replace(packet.ct, status=status))
-        run.packet, run.translated = packet, True
+            family = "ip6" if view.packet.family == "ip6" else "ip"
+            view = replace(view, packet=assigned(f"{family} {side}addr", value, view))
+        packet = self._port(f"th {side}port", step, judge, view)
+        run.packet, run.translated = _with_status(run.packet, packet, side), True
 
     @staticmethod
-    def _port(packet: Packet, name: str, step: Translate, judge: Judge, view: View) -> Packet:
+    def _port(name: str, step: Translate, judge: Judge, view: View) -> Packet:
         """The port after NAT: the rule's, else the same, which a source port need not stay."""
         if step.port is not None:
-            return assigned(name, judge.value(step.port, view), packet)
-        unsure = step.kind not in _DESTINATION or not isinstance(step.address, Constant)
-        return assigned(name, None, packet) if unsure else packet
+            return assigned(name, judge.value(step.port, view), view)
+        kept = step.kind in _DESTINATION and isinstance(step.address, Constant | None)
+        return view.packet if kept else assigned(name, None, view)
 
     def _view(self, run: Run) -> View:
         chain = self._bases[run.at]
@@ -277,3 +288,15 @@ def _table_of(chain: Chain) -> TableKey:
 
 def _chosen(step: TakeMapped, take: Take) -> str:
     return f"yes: {step.text}: {take.verdict} {take.target}".rstrip()
+
+
+def _with_status(before: Packet, after: Packet, side: str) -> Packet:
+    """With the bit of NAT in its conntrack status: set where the address or port is another."""
+    if before.ct.status is None:
+        return after
+    words = [f"{side}addr", f"{side}port"]
+    old, new = ([getattr(packet, word) for word in words] for packet in (before, after))
+    unsure = any(is_now is None and was is not None for was, is_now in zip(old, new, strict=True))
+    bit = {"dnat"} if side == "d" else {"snat"}
+    status = None if unsure else before.ct.status | bit if old != new else before.ct.status
+    return replace(after, ct=replace(after.ct, status=status))

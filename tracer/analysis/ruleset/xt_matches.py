@@ -178,11 +178,8 @@ def _ct_state(option: Option, _family: str) -> Iterator[Test]:
             asked.append(Match(Field(name), Constant(bits), "bits"))
     if sum(word in values.CT_STATES or word in {"snat", "dnat"} for word in words) < len(words):
         raise ValueError(option.text)
-    if len(asked) == 1:
-        (match,) = asked
-        yield Match(match.key, match.goal, "bits", option.negated, option.text)
-    else:
-        yield Either(tuple(asked), option.negated, option.text)
+    # A packet without an entry has a state and no status: that says no, and negated yes.
+    yield Either(tuple(asked), option.negated, option.text)
 
 
 def _ct_status(option: Option, _family: str) -> Iterator[Test]:

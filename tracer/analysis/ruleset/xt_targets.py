@@ -96,7 +96,7 @@ def _mark(field: str) -> Callable[[dict[str, Option]], Sequence[Step]]:
         key = Field(field)
         if option := words.get("--set-xmark") or words.get("--set-mark"):
             value, mask = masked(option.word)
-            return (Assign(field, _changed(key, mask, Constant(value))),)
+            return (Assign(field, _changed(key, mask, Constant(value)), lenient=True),)
         if field == "ct mark" and (moved := {"--save-mark", "--restore-mark"} & words.keys()):
             return _moved(moved.pop(), words)
         return (Assign(field, Nowhere(" ".join(words))),)
@@ -113,7 +113,7 @@ def _moved(name: str, words: dict[str, Option]) -> Sequence[Step]:
     else:
         source, goal, taken, cleared = "ct mark", "meta mark", connection, packet
     value = Binary("&", Field(source), Constant(taken))
-    return (Assign(goal, _changed(Field(goal), cleared, value)),)
+    return (Assign(goal, _changed(Field(goal), cleared, value), lenient=True),)
 
 
 def _untracked(words: dict[str, Option]) -> Sequence[Step]:
