@@ -64,11 +64,12 @@ class Tracker:
         self._look_s = 0.0
         self.lost = 0
         """Messages that the kernel could not deliver."""
+        self._told_lost = 0
         self._ended: dict[str, int] = {}
 
     def follow(self, wanted: Mapping[int, str]) -> list[str]:
         """Follow just `wanted` (inode → path); returns what could not be."""
-        self.new_losses()
+        self._count_losses()  # of those that are let go, for the last time
         opened, problems = self.follower.update(wanted)
         for netns in self._spaces.keys() - set(self.follower.followed):
             self._add_up(self._spaces.pop(netns).table)
@@ -115,13 +116,16 @@ class Tracker:
         space.early_drops = self.follower.counters(netns).get("early_drop", 0)
         return space.early_drops != before
 
-    def new_losses(self) -> dict[int, int]:
-        """Namespace → messages lost since the last look."""
-        losses = self.follower.new_losses()
-        for netns, count in losses.items():
+    def _count_losses(self) -> None:
+        for netns, count in self.follower.new_losses().items():
             self.lost += count
             self._spaces[netns].unsynced += count
-        return losses
+
+    def new_losses(self) -> int:
+        """Messages lost since the last call, in all namespaces."""
+        self._count_losses()
+        new, self._told_lost = self.lost - self._told_lost, self.lost
+        return new
 
     def resynchronise(self, *, last: bool = False) -> Iterator[tuple[int, int, Correction]]:
         """Dump where messages were lost: yields (netns, messages lost, what the dump showed).

@@ -175,7 +175,7 @@ class Conntrack:
 
     def look(self, *, last: bool = False) -> None:
         """Tell losses, read the tables again where there were some, and tell failures."""
-        if lost := sum(self.tracker.new_losses().values()):
+        if lost := self.tracker.new_losses():
             self._sink.lost("conntrack events", lost)
         node, now = self._run.node, time.time_ns()
         for netns, count, correction in self.tracker.resynchronise(last=last):
@@ -233,7 +233,7 @@ def _follow(run: Run, args: argparse.Namespace, chosen: Chosen, sink: Sink) -> E
     while run.running:
         run.wait(TICK_S, conntrack.tracker.follower.fileno())
         conntrack.follow()
-        if conntrack.read():
+        if conntrack.read() and not conntrack.tracker.follower.has_more:
             run.wait(PACE_S)
         if time.monotonic() - tick_s >= TICK_S:
             conntrack.look()

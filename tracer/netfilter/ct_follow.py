@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from tracer.netfilter.ctnetlink import Ears
 
-READ_BYTES = 1 << 20
-DRAINS = 64
-"""Most reads of one namespace before others have their turn: 64 MiB."""
+READ_BYTES = 1 << 18
+DRAINS = 256
+"""Most reads of one namespace before others have their turn: nearly 64 MiB."""
 
 
 class Follower:
@@ -46,6 +46,8 @@ class Follower:
         self._epoll = select.epoll()
         self._data = bytearray(READ_BYTES)
         self._decoder = Decoder()
+        self.has_more = False
+        """Whether the last `read` left something, for want of room."""
 
     @property
     def followed(self) -> Collection[int]:
@@ -95,8 +97,9 @@ class Follower:
         return [self._by_fd[fd] for fd, _ in self._epoll.poll(0)]
 
     def read(self, netns: int) -> NDArray[np.void]:
-        """Return the events that wait, (n,) ENTRY, at most READ_BYTES of them."""
-        _, starts = ctnetlink.take(self._ears[netns].events, memoryview(self._data))
+        """Return the events that wait, (n,) ENTRY, READ_BYTES of them at most."""
+        used, starts = ctnetlink.take(self._ears[netns].events, memoryview(self._data))
+        self.has_more = used > READ_BYTES - ctnetlink.LARGEST_BYTES
         data = np.frombuffer(self._data, np.uint8)
         rows = self._decoder.decode(data, np.array(starts, np.intp))
         rows["netns"], rows["time_ns"] = netns, time.time_ns()

@@ -342,8 +342,8 @@ def test_statistics(node):
 LOGGED = (
     (
         "nf_ct_proto_6: SEQ is over upper bound 2 (over the window of the receiver) IN=v0 OUT=v1"
-        " MAC=5a:60 SRC=10.244.0.5 DST=10.0.0.2 LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=2 PROTO=TCP SPT=5"
-        " DPT=6 SEQ=1 ACK=1 WINDOW=8192 RES=0x00 ACK PSH URGP=0 "
+        " MAC=5a:60 SRC=10.244.0.5 DST=10.0.0.2 LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=2 PROTO=TCP"
+        " SPT=5 DPT=6 SEQ=1 ACK=1 WINDOW=8192 RES=0x00 ACK PSH URGP=0 "
     ),
     "nf_ct_proto_17: bad checksum IN= OUT=v0 SRC=fd00::1 DST=fd00::2 LEN=40 PROTO=UDP SPT=7 DPT=8",
     "nf_ct_proto_1: something new IN=v0 OUT= SRC=10.0.0.1 DST=10.0.0.2 LEN=4 PROTO=ICMP TYPE=3",
