@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from random import Random
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 PRIORITIES = (-300, -150, -50, 0, 0, 10, 50, 300)
@@ -160,7 +163,8 @@ def _assign(dice: Random) -> str:
     mark = dice.choice(MARKS)
     return dice.choice((
         f"meta mark set {mark}", f"meta mark set meta mark | {mark:#x}",
-        f"meta mark set meta mark & {~mark & 0xFFFFFFFF:#x}", f"meta mark set meta mark ^ {mark:#x}",
+        f"meta mark set meta mark & {~mark & 0xFFFFFFFF:#x}",
+        f"meta mark set meta mark ^ {mark:#x}",
         "meta mark set ct mark", f"ct mark set {mark}", "ct mark set meta mark",
     ))  # fmt: skip
 

@@ -11,15 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tracer.netfilter.nft_trace import Visits, open_events
-
 from lab import wire
+from tracer.netfilter.nft_trace import Visits, open_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lab.namespaces import Namespace
-
     from tracer.netfilter.nft_trace import Visit
 
 TRACE_TABLE = "zz-referee"

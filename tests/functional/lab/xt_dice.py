@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from lab.rule_dice import MARKS, PORTS
@@ -17,6 +18,9 @@ HOOKS = {
     "nat": ("PREROUTING", "OUTPUT", "POSTROUTING"),
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
 }
+BACKGROUND = "background"
+"""Comment of rules for packets that no test sent."""
+NEIGHBOURS_AND_GROUPS = (130, 131, 132, 133, 134, 135, 136, 137, 143)
 REJECTS = {"ip": "icmp-port-unreachable", "ip6": "icmp6-port-unreachable"}
 
 
@@ -24,6 +28,12 @@ def restore(dice: Random, pools: Pools, family: str) -> str:
     """Text for iptables-restore (or ip6tables-restore): some of the tables."""
     tables = [name for name in HOOKS if dice.random() < 0.7]
     return "".join(_table(dice, pools, family, name) for name in tables)
+
+
+def nothing() -> str:
+    """Text for iptables-restore that leaves every table empty, with policy ACCEPT."""
+    chains = {name: "".join(f":{hook} ACCEPT [0:0]\n" for hook in HOOKS[name]) for name in HOOKS}
+    return "".join(f"*{name}\n{lines}COMMIT\n" for name, lines in chains.items())
 
 
 def _table(dice: Random, pools: Pools, family: str, name: str) -> str:
@@ -34,6 +44,7 @@ def _table(dice: Random, pools: Pools, family: str, name: str) -> str:
         lines.append(f":{hook} {policy} [0:0]")
     lines += [f":{user} - [0:0]" for user in users]
     for hook in HOOKS[name]:
+        lines += _background(hook) if (family, name != "nat") == ("ip6", True) else []
         for _ in range(dice.randint(0, 5)):
             lines.append(f"-A {hook} {_rule(dice, pools, family, (name, hook), users)}")
     for number, user in enumerate(users):
@@ -41,6 +52,12 @@ def _table(dice: Random, pools: Pools, family: str, name: str) -> str:
             place = name, ""
             lines.append(f"-A {user} {_rule(dice, pools, family, place, users[number + 1 :])}")
     return "\n".join([*lines, "COMMIT", ""])
+
+
+def _background(hook: str) -> list[str]:
+    """What hosts say of themselves at any time meets only these rules."""
+    head = f"-A {hook} -p ipv6-icmp -m comment --comment {BACKGROUND} -m icmp6 --icmpv6-type"
+    return [f"{head} {kind} -j ACCEPT" for kind in NEIGHBOURS_AND_GROUPS]
 
 
 def _rule(dice: Random, pools: Pools, family: str, place: tuple[str, str], below: list[str]) -> str:
@@ -123,9 +140,7 @@ def _more(dice: Random, pools: Pools, family: str, table: str) -> str:
 
 
 def _number(address: str) -> int:
-    import ipaddress
-
-    return int(ipaddress.ip_address(address))
+    return int(ip_address(address))
 
 
 def _target(
@@ -138,14 +153,18 @@ def _target(
     plain = ["-j ACCEPT", "-j RETURN", ""]
     if table == "nat":
         return dice.choice([*plain, *_nat(dice, pools, family, hook)])
-    forms = plain + ["-j DROP"]
+    forms = [*plain, "-j DROP"]
     if table == "mangle":
+        masks = "--nfmask 0xffff --ctmask 0xffff"
         forms = [
-            *plain, f"-j MARK --set-xmark {mark:#x}/0xffffffff", f"-j MARK --set-xmark 0x4000/0x4000",
-            "-j MARK --set-xmark 0x4000/0x0", "-j CONNMARK --save-mark --nfmask 0xffff --ctmask 0xffff",
-            "-j CONNMARK --restore-mark --nfmask 0xffff --ctmask 0xffff",
+            *plain,
+            f"-j MARK --set-xmark {mark:#x}/0xffffffff",
+            "-j MARK --set-xmark 0x4000/0x4000",
+            "-j MARK --set-xmark 0x4000/0x0",
+            f"-j CONNMARK --save-mark {masks}",
+            f"-j CONNMARK --restore-mark {masks}",
             f"-j CONNMARK --set-xmark {mark:#x}/0xffffffff",
-        ]  # fmt: skip
+        ]
     if table == "raw" and dice.random() < 0.3:
         forms = ["-j CT --notrack"]
     if table == "filter":
