@@ -45,7 +45,7 @@ from tracer.sinks import open_sink
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from numpy.typing import NDArray
 
@@ -225,7 +225,7 @@ def _follow(run: Run, args: argparse.Namespace, chosen: Chosen, sink: Sink) -> E
     conntrack = Conntrack(run, args, sink, chosen)
     conntrack.follow()
     run.begin()
-    _warn(run.node)
+    _warn(run.node, conntrack.tracker.follower.followed)
     run.tell_warnings()
     count = len(conntrack.tracker.follower.followed)
     run.ready(f"ctnetlink events of {count} network namespaces", args.ready_file)
@@ -252,9 +252,10 @@ def _tell_problems(problems: list[str], follower: Follower, *, fatal: bool) -> N
         say(f"warning: conntrack of {problem}: its entries are not shown")
 
 
-def _warn(node: Node) -> None:
-    """Say what the kernel keeps from us by its settings."""
-    settings = read_sysctls(node, node.netns, SYSCTLS)
+def _warn(node: Node, followed: Collection[int]) -> None:
+    """Say what the kernel keeps from us by its settings, on the node if that is followed."""
+    netns = node.netns if node.netns in followed else next(iter(followed))
+    settings = read_sysctls(node, netns, SYSCTLS)
     prefix = "net.netfilter.nf_conntrack_"
     for name, missing in (
         ("acct", "packets and bytes are not counted"),

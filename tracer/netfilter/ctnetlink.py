@@ -2,7 +2,7 @@
 
 The sockets are our own: pyroute2's decode each message into nested lists, 50 times slower than
 the columns of `ct_decode`. One socket for all namespaces (NETLINK_LISTEN_ALL_NSID) would not do:
-it hears only namespaces to which the node has given an id, and since 6.0 a namespace makes no
+it hears only namespaces to which the node has given an id, and since 5.19 a namespace makes no
 events at all while nobody listens in it (nf_conntrack_events=2, the default).
 
 A socket keeps its namespace alive: close it as soon as nobody else does.

@@ -138,6 +138,8 @@ def _flow(record: Record) -> str:
         words.append(f"as {_endpoint(record['nat.src.address'], record.get('nat.src.port'))}")
     if "nat.dst.address" in record:
         asked = _endpoint(record["dst.address"], record.get("dst.port"))
+        if service := record.get("service.name"):
+            asked += f" (Service {record.get('service.namespace', '')}/{service})"
         words += ["→", asked, "⇒", _side(record, "dst", "nat.dst")]
     else:
         words += ["→", _side(record, "dst")]
