@@ -20,7 +20,7 @@ _CHECK = "; --rules has the kernel tell which rule it is"
 RULES = (
     Rule(
         "*",
-        "{object}The policy of base chain {chain} in table {table} dropped it: no rule of it took it"
+        "{object}The policy of base chain {chain} in table {table} dropped it: no rule took it"
         " ({netfilter} {where}).",
         "accept it with a rule before the end of the chain: " + _HINT,
         when={**_BY_POLICY, **_TRACED},

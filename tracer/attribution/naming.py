@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tracer.analysis.headers import packet_key
 from tracer.analysis.objects import RuleObjects
@@ -18,13 +19,14 @@ from tracer.analysis.rule_fields import (
 from tracer.analysis.rule_infer import lethal_verdicts
 from tracer.analysis.rule_packet import host_of, packet_at
 from tracer.analysis.rule_trace import knows, traced_end
+from tracer.attribution.narrow import narrow
 from tracer.attribution.readings import Readings
 from tracer.attribution.tables import TraceTables
 from tracer.attribution.visits import Lethal
 from tracer.layout import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
@@ -71,6 +73,38 @@ class _Objects:
         return known[2]
 
 
+class Run(Protocol):
+    """What is needed of a running command."""
+
+    @property
+    def node(self) -> Node:
+        """The latest snapshot."""
+
+    @property
+    def selection(self) -> PodSelection:
+        """The chosen pods."""
+
+    def wake(self) -> None:
+        """Let the command look; from any thread."""
+
+
+@contextmanager
+def rule_naming(
+    run: Run, way: str, expression: str, warn: Callable[[str], None]
+) -> Iterator[RuleNaming | None]:
+    """What names the rules while a command runs, as its --rules says; None for `off`.
+
+    `expression` is the command's tcpdump filter.
+    """
+    if way == "off":
+        yield None
+        return
+    with closing(RuleNaming(lambda: run.node, run.wake, warn)) as rules:
+        if way == "trace":
+            rules.trace(run.selection, narrow(expression))
+        yield rules
+
+
 class RuleNaming:
     """Names the rules behind drops."""
 
@@ -105,9 +139,10 @@ class RuleNaming:
         return self._tables.descriptors if self._tables else []
 
     @property
-    def lost(self) -> int:
-        """Trace messages that the kernel could not give us."""
-        return self._tables.lost if self._tables else 0
+    def losses(self) -> dict[str, int]:
+        """Trace messages that the kernel could not give us, as a source of losses."""
+        lost = self._tables.lost if self._tables else 0
+        return {"rule_trace": lost} if lost else {}
 
     def follow(self) -> None:
         """Trace where pods have come, and no longer where they have gone."""
@@ -122,7 +157,7 @@ class RuleNaming:
         for netns, visit in self._tables.take() if self._tables else ():
             self._lethal.add(netns, visit)
 
-    def add(self, records: Sequence[Record], events: np.ndarray) -> list[Record]:
+    def add(self, records: Sequence[Record], events: Sequence[np.void]) -> list[Record]:
         """Take drops; those that no rule decided, or that cannot wait, are given back."""
         self.listen()
         node, through = self._node(), []

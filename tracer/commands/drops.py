@@ -11,15 +11,14 @@ examples:
 from __future__ import annotations
 
 import time
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.analysis.drops import drop_record, summary_records
 from tracer.analysis.frames import frames
-from tracer.attribution.naming import RuleNaming
-from tracer.attribution.narrow import narrow
+from tracer.attribution.naming import RuleNaming, rule_naming
 from tracer.commands import options
+from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode, TracerError
 from tracer.explaining import Explainer
 from tracer.inventory.sysctl import find_netns
@@ -34,7 +33,6 @@ from tracer.sinks.pcapng import Pcapng
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
 
     import numpy as np
 
@@ -55,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "filter", nargs="*", metavar="FILTER", help="tcpdump expression, evaluated in the kernel"
     )
     options.add_pod_selection(parser)
+    add_service(parser)
     group = parser.add_argument_group("what")
     group.add_argument("--netns", metavar="NAME|INODE", help="packets that die in this netns")
     group.add_argument("-i", "--interface", metavar="NAME", help="packets that die at this device")
@@ -159,7 +158,7 @@ class Drops:
 
     def tell_losses(self) -> None:
         """Report what was lost since the last look."""
-        own = {"rule_trace": self._rules.lost} if self._rules and self._rules.lost else {}
+        own = self._rules.losses if self._rules else {}
         for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
 
@@ -228,18 +227,6 @@ def _follow(
     ring.close()
 
 
-@contextmanager
-def _rules(session: Session, args: argparse.Namespace) -> Iterator[RuleNaming | None]:
-    """What names the rules, as --rules says; None for off."""
-    if args.rules == "off":
-        yield None
-        return
-    with closing(RuleNaming(lambda: session.node, session.wake, say)) as rules:
-        if args.rules == "trace":
-            rules.trace(session.selection, narrow(" ".join(args.filter)))
-        yield rules
-
-
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer drops`."""
     if args.rate_limit < 0:
@@ -247,16 +234,18 @@ def run(args: argparse.Namespace) -> ExitCode:
     selection = options.pod_selection(args)
     sink = open_sink(args.output, None)
     capture = Pcapng(args.write) if args.write else None
+    cluster = options.cluster(args)
+    args.filter = with_service(args, cluster)
     with Session(
         "drops",
         _program(args),
         selection,
         options.limits(args),
         concurrent=args.concurrent,
-        cluster=options.cluster(args),
+        cluster=cluster,
     ) as session:
         _fill_reasons(session, args.reason)
-        with _rules(session, args) as rules:
+        with rule_naming(session, args.rules, " ".join(args.filter), say) as rules:
             drops = Drops(session, sink, capture, rules, with_stack=args.stack)
             _follow(session, args, drops, rules)
         drops.summarise()

@@ -25,7 +25,10 @@ import numpy as np
 from tracer.analysis.frames import path_frames
 from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_records
+from tracer.attribution.held import HeldPaths
+from tracer.attribution.naming import rule_naming
 from tracer.commands import options
+from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode
 from tracer.explaining import Explainer
 from tracer.kernel.hooks import hooks_of
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     import argparse
 
     from tracer.analysis.paths import Path as PacketPath
+    from tracer.attribution.naming import RuleNaming
     from tracer.kernel.ring import RecordReader
 
 TICK_S = 0.25
@@ -57,8 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "filter", nargs="*", metavar="FILTER", help="tcpdump expression, before or after NAT"
     )
     options.add_pod_selection(parser)
+    add_service(parser)
     options.add_path_selection(parser)
     options.add_path_output(parser)
+    options.add_rules(parser, default="off")
     options.add_run_options(parser)
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
@@ -103,7 +109,13 @@ class Outputs:
 class Trace:
     """Reads both rings, puts paths together and writes those that were asked for."""
 
-    def __init__(self, session: Session, outputs: Outputs, args: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        session: Session,
+        outputs: Outputs,
+        args: argparse.Namespace,
+        rules: RuleNaming | None,
+    ) -> None:
         """Follow the packets of `session` into `outputs`."""
         self._session, self._outputs, self._args = session, outputs, args
         self._hops, self._drops = (
@@ -115,18 +127,24 @@ class Trace:
         recorder = outputs.recorder
         found = (recorder.evidence,) if recorder else ()
         self._explainer = Explainer(lambda: session.node, *found)
+        self._rules = rules
+        self._held = HeldPaths(rules, self._explainer.explain) if rules else None
         self.packets = self.shown = self._read_ns = 0
 
     @property
-    def descriptors(self) -> tuple[int, int]:
+    def descriptors(self) -> tuple[int, ...]:
         """What epoll waits for."""
-        return self._hops.fileno(), self._drops.fileno()
+        traced = self._rules.descriptors if self._rules else ()
+        return self._hops.fileno(), self._drops.fileno(), *traced
 
     def read(self) -> bool:
         """Take what waits in the rings; True when something did."""
         self._read_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         # A drop is told after its hop: read in this order, no drop comes without its hop.
         drops, hops = self._drops.take(), self._hops.take()
+        if self._rules:
+            self._rules.follow()
+            self._rules.listen()
         if not len(hops) and not len(drops):
             return False
         self._assembler.add(hops, drops)
@@ -147,12 +165,16 @@ class Trace:
         paths = self._assembler.take(now_ns, everything=everything)
         self.packets += len(paths)
         paths = [path for path in paths if self._wanted(path)]
+        context = self._session.context()
+        if self._held:
+            paths = self._held.add(paths, context) + self._held.named(last=everything)
         if self._session.limits.count is not None:
             paths = paths[: self._session.limits.count - self.shown]
         if not paths:
             return
-        context = self._session.context()
         records = path_records(paths, context, self._explainer.explain)
+        if self._held:
+            self._held.complete(paths, records)
         self._latency.add(records)
         if self._outputs.capture:
             self._outputs.capture.write(path_frames(paths, context))
@@ -170,7 +192,8 @@ class Trace:
 
     def tell_losses(self) -> None:
         """Report what was lost since the last look."""
-        for source, count in self._session.new_losses().items():
+        own = self._rules.losses if self._rules else {}
+        for source, count in self._session.new_losses(own).items():
             self._outputs.sink.lost(source, count)
             if self._outputs.recorder:
                 self._outputs.recorder.lost(source, count)
@@ -216,6 +239,8 @@ def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer trace`."""
     with ExitStack() as stack:
+        cluster = options.cluster(args)
+        args.filter = with_service(args, cluster)
         outputs = Outputs(args, stack)
         with Session(
             "trace",
@@ -223,9 +248,10 @@ def run(args: argparse.Namespace) -> ExitCode:
             options.pod_selection(args),
             options.limits(args),
             concurrent=args.concurrent,
-            cluster=options.cluster(args),
+            cluster=cluster,
         ) as session:
-            trace = Trace(session, outputs, args)
-            _follow(session, args, trace)
+            with rule_naming(session, args.rules, " ".join(args.filter), say) as rules:
+                trace = Trace(session, outputs, args, rules)
+                _follow(session, args, trace)
             trace.summarise()
     return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE
