@@ -35,17 +35,24 @@ class Cluster:
         """Grows with every change of `view` or `warnings`."""
         self.warnings: tuple[str, ...] = ()
         """What cannot be followed, and what is lost by it."""
-        self._store = Store()
+        self._store, self._taking = Store(), threading.Lock()
         self._dirty, self._stopped = threading.Event(), threading.Event()
         self._watchers = [
             Watcher(resource, access, self._store, self._dirty.set) for resource in RESOURCES
         ]
         self._threads: list[threading.Thread] = []
+        self._on_change: Callable[[], None] | None = None
 
-    def start(self, on_change: Callable[[], None] = lambda: None) -> None:
-        """Follow; `on_change` is called in another thread after each new `version`."""
+    def start(self, on_change: Callable[[], None] | None = None) -> None:
+        """Follow; `on_change` is called in another thread after each new `version`.
+
+        Of a cluster that is followed already, only `on_change` is taken.
+        """
+        self._on_change = on_change
+        if self._threads:
+            return
         work = [watcher.run for watcher in self._watchers]
-        for number, run in enumerate([*work, lambda: self._publish(on_change)]):
+        for number, run in enumerate([*work, self._publish]):
             thread = threading.Thread(target=run, name=f"cluster-{number}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -69,22 +76,23 @@ class Cluster:
         self._take()
         return all(synced)
 
-    def _publish(self, on_change: Callable[[], None]) -> None:
+    def _publish(self) -> None:
         while not self._stopped.is_set():
             self._dirty.wait(IDLE_S)
             self._dirty.clear()
-            if self._take():
-                on_change()
+            if self._take() and self._on_change:
+                self._on_change()
             self._stopped.wait(PACE_S)
 
     def _take(self) -> bool:
         """Bring `view` and `warnings` up to date; True if they changed."""
-        view, warnings = self._store.view(), self._warnings()
-        if view is self.view and warnings == self.warnings:
-            return False
-        self.view, self.warnings = view, warnings
-        self.version += 1
-        return True
+        with self._taking:
+            view, warnings = self._store.view(), self._warnings()
+            if view is self.view and warnings == self.warnings:
+                return False
+            self.view, self.warnings = view, warnings
+            self.version += 1
+            return True
 
     def _warnings(self) -> tuple[str, ...]:
         """One line a cause, with all that is lost by it."""

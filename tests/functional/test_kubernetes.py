@@ -1,0 +1,156 @@
+"""Names from the Kubernetes API on real packets; the API server is a fake that dies on demand."""
+
+from __future__ import annotations
+
+import pytest
+from fake_api import KINDS, FakeApi, kubeconfig
+from lab import namespaces
+from lab.expect import owner, source, udp
+from lab.rules import iptables, nft
+from lab.runner import finish, running, watch
+from lab.shell import until
+from lab.traffic import new_port, send_udp
+
+COUNT = 7
+PROBE, FIRST, SECOND = b"p" * 10, b"f" * 20, b"s" * 30
+"""Payloads, so that packets of one time are told from those of another."""
+HEADERS_BYTES = 28
+VIP, SERVICE_PORT = "10.96.77.9", 6379
+
+
+def item(namespace, name, **more):
+    return {"metadata": {"namespace": namespace, "name": name}, **more}
+
+
+@pytest.fixture
+def api(cluster):
+    """A cluster where the address outside of the node is a pod of another one."""
+    fake = FakeApi()
+    for kind in KINDS:
+        fake.objects[kind].clear()
+    controlled = [{"kind": "StatefulSet", "name": "redis", "controller": True}]
+    redis = item(
+        "data",
+        "redis-0",
+        spec={"nodeName": "other"},
+        status={"phase": "Running", "podIPs": [{"ip": cluster.outside_ip4}]},
+    )
+    redis["metadata"]["ownerReferences"] = controlled
+    service = item(
+        "data",
+        "redis",
+        spec={
+            "clusterIPs": [VIP],
+            "ports": [{"name": "redis", "protocol": "UDP", "port": SERVICE_PORT}],
+        },
+    )
+    policy = item(
+        cluster.client.namespace,
+        "default-deny",
+        spec={"podSelector": {}, "policyTypes": ["Egress"]},
+    )
+    for kind, one in (("pods", redis), ("services", service), ("networkpolicies", policy)):
+        fake.objects[kind][fake._key(one)] = one
+    with fake:
+        yield fake
+
+
+@pytest.fixture
+def to_service(cluster):
+    """The Service's address leads to the pod on the other node; forwarding there is forbidden."""
+    port = new_port()
+    dnat = ("PREROUTING", "-t", "nat", "-d", VIP, "-p", "udp", "-j", "DNAT")
+    target = f"{cluster.outside_ip4}:{port}"
+    with (
+        iptables(namespaces.node(), "iptables-nft", *dnat, "--to-destination", target),
+        nft(namespaces.node(), "inet", "forward", f"udp dport {port} drop"),
+    ):
+        yield port
+
+
+REDIS = {
+    "k8s.dst.namespace": "data",
+    "k8s.dst.pod.name": "redis-0",
+    "k8s.dst.owner.kind": "StatefulSet",
+    "k8s.dst.owner.name": "redis",
+}
+SERVICE = {
+    "service.namespace": "data",
+    "service.name": "redis",
+    "service.address": VIP,
+    "service.port": SERVICE_PORT,
+}
+
+
+def until_known(cluster, seen, port, wanted):
+    """Send until a record has the names: from then on tracer knows them."""
+
+    def is_known():
+        send_udp(cluster.client.where, (VIP, SERVICE_PORT), 1, PROBE)
+        return seen.find(wanted | {"dst.port": port})
+
+    until(is_known, "names of the API in the records", 20)
+
+
+def test_drops_name_what_lies_beyond_the_node(cluster, cri_env, api, tmp_path, to_service):
+    config = kubeconfig(tmp_path / "config", api.url)
+    client, about = cluster.client, udp(cluster.client.ip4, cluster.outside_ip4, to_service)
+    with running("drops", "-o", "json", "--kubeconfig", str(config), env=cri_env) as live:
+        until_known(cluster, watch(live), to_service, REDIS | SERVICE)
+        seen = watch(live)
+        send_udp(client.where, (VIP, SERVICE_PORT), COUNT, FIRST)
+        policy = {
+            "policy.namespace": client.namespace,
+            "policy.name": "default-deny",
+            "policy.direction": "egress",
+        }
+        wanted = about | REDIS | SERVICE | policy | owner(client, "egress") | source(client)
+        found = seen.expect(COUNT, wanted | {"ip.length": HEADERS_BYTES + len(FIRST)})
+        told = (
+            f"No NetworkPolicy allows it: {client.namespace}/default-deny selects pod {client.key}"
+            f" for egress, and no rule of it allows udp port {to_service} to pod data/redis-0."
+        )
+        assert all(told in record["explanation"] for record in found)
+
+        api.close()  # the events go on, and so do the names
+        live.wait_for_line(lambda line: "kubernetes API" in line and "no answer" in line, 20)
+        seen = watch(live)
+        send_udp(client.where, (VIP, SERVICE_PORT), COUNT, SECOND)
+        seen.expect(COUNT, wanted | {"ip.length": HEADERS_BYTES + len(SECOND)})
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert live.stop_s < 5
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("to_service")
+def test_flows_name_services(cluster, cri_env, api, tmp_path):
+    config = kubeconfig(tmp_path / "config", api.url)
+    wanted = {"type": "flow", "verdict": "forwarded", "src.address": cluster.client.ip4} | SERVICE
+    run = ("flows", "--interval", "500ms", "--kubeconfig", str(config), "--format", "flat")
+    with running(*run, env=cri_env) as live:
+        until_known(cluster, watch(live), SERVICE_PORT, wanted)
+        done = live.stop()
+    assert done.code == 0, done.err
+
+
+def test_without_credentials_nothing_is_asked(cluster, cri_env, api, to_service):
+    client = cluster.client
+    env = {**cri_env, "KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": ""}
+    with running("drops", "-o", "json", env=env) as live:
+        seen = watch(live)
+        send_udp(client.where, (VIP, SERVICE_PORT), COUNT)
+        found = seen.expect(COUNT, udp(client.ip4, cluster.outside_ip4, to_service))
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert "kubernetes" not in done.err
+    assert api.requests == []
+    for record in found:
+        assert not any(name.startswith(("service.", "policy.", "k8s.dst.")) for name in record)
+
+
+def test_a_bad_kubeconfig_ends_the_run_at_once(tmp_path):
+    done = finish("drops", "--concurrent", "--kubeconfig", str(tmp_path / "nothing"))
+    assert done.code == 2
+    assert "error: kubeconfig" in done.err
+    assert "Traceback" not in done.err
