@@ -200,7 +200,7 @@ def _choose_all(program: Program) -> tuple[dict[Hook, tuple[Way, list[str]]], li
         except TracerError as error:
             if not hook.optional:
                 raise
-            missing.append(error.message)
+            missing.append(_without(hook, error.message))
     return chosen, missing
 
 
@@ -217,21 +217,30 @@ def _load(program: Program) -> tuple[dict[str, Any], list[int]]:
             try:
                 held |= _attach(built, hook, way, deferred=hook.name in program.deferred)
             except OSError as error:
-                chosen[hook] = _next_way(hook, way, [*refused, f"{way.kind}: {error}"])
+                refused.append(f"{way.kind}: {error}")
+                _step_back(chosen, missing, hook)
                 break
         else:
             return _answer(built, chosen, held, types, missing)
         _close(held)
 
 
-def _next_way(hook: Hook, failed: Way, refused: list[str]) -> tuple[Way, list[str]]:
+def _step_back(chosen: dict[Hook, tuple[Way, list[str]]], missing: list[str], hook: Hook) -> None:
+    """What the verifier refused goes its next way; without one, an optional hook is left out."""
+    failed, refused = chosen[hook]
     rest = hook.ways[hook.ways.index(failed) + 1 :]
-    if not rest:
-        raise TracerError(
-            f"hook {hook.name}: cannot load: {refused[-1]}",
-            "tracer doctor tells what this kernel lacks",
-        )
-    return rest[0], refused
+    problem = f"hook {hook.name}: cannot load: {refused[-1]}"
+    if rest:
+        chosen[hook] = rest[0], refused
+    elif hook.optional:
+        del chosen[hook]
+        missing.append(_without(hook, problem))
+    else:
+        raise TracerError(problem, "tracer doctor tells what this kernel lacks")
+
+
+def _without(hook: Hook, problem: str) -> str:
+    return f"{problem}; not told: {hook.tells}"
 
 
 def _answer(
