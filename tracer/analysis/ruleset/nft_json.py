@@ -27,6 +27,13 @@ _HEAD = re.compile(
     re.DOTALL,
 )
 """A table itself. Its flags may be broken (`_flags`), so that it is read word by word."""
+_STRING = rb'"(?:[^"\\]|\\.)*"'
+_CHAIN = re.compile(rb'\{"chain":\s*(\{(?:[^{}"]|' + _STRING + rb")*\})\}")
+_RULE_HEAD = re.compile(
+    rb'\{"rule":\s*\{"family":\s*"[^"]*",\s*"table":\s*'
+    + _STRING
+    + rb',\s*"chain":\s*"((?:[^"\\]|\\.)*)",\s*"handle":\s*(\d+)'
+)
 UNREADABLE = "unreadable"
 """A flag that was not told: `dormant`, `owner` or `persist`."""
 _PLACED = {"metainfo", "table", "chain", "rule", "set", "map", "element"}
@@ -105,13 +112,11 @@ class Outline:
 
 
 def outline(section: bytes) -> Outline:
-    """One section without what its rules say."""
-    objects = loads(section)
+    """One section without what its rules say; of those but the head is looked at."""
     rules: dict[str, list[int]] = {}
-    for item in objects:
-        if (found := item.get("rule")) is not None:
-            rules.setdefault(found["chain"], []).append(found["handle"])
-    chains = (_chain(item["chain"], ()) for item in objects if "chain" in item)
+    for chain, handle in _RULE_HEAD.findall(section):
+        rules.setdefault(chain.decode(), []).append(int(handle))
+    chains = (_chain(orjson.loads(found), ()) for found in _CHAIN.findall(section))
     return Outline(int(_head(section)[3] or 0), {c.name: c for c in chains}, rules)
 
 

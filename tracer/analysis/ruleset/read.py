@@ -6,6 +6,8 @@ one that changed only rules that are new are.
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -17,7 +19,7 @@ from tracer.analysis.ruleset.model import XT_LEGACY, XT_NFT, Ruleset, Table, Tab
 from tracer.analysis.ruleset.steps import Take, TakeMapped, Translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Place = tuple[str, str]
 """(family, table)."""
@@ -52,15 +54,20 @@ class Reader:
 
     def read(self, texts: Texts) -> Ruleset:
         """All tables; TracerError where a text is not what its tool prints."""
+        with _no_collection():
+            return self._read(texts)
+
+    def _read(self, texts: Texts) -> Ruleset:
         self._making = {}
         sections = {nft_json.place(section): section for section in nft_json.sections(texts.nft)}
         tables = {table.key: table for table in self._xt_tables(texts, sections)}
         for (family, name), section in sections.items():
             if (family, name, False) not in tables:
-                table = self._once(section, partial(self._nft_table, (family, name), section))
+                make = partial(self._nft_table, (family, name), section)
+                table = self._once((b"nft", section), make)
                 tables[table.key] = table
         text = texts.ipset
-        sets = self._once(text.encode(), lambda: ipset_save.sets(text))
+        sets = self._once((b"ipset", text.encode()), lambda: ipset_save.sets(text))
         self._tables, self._made = tables, self._making
         warnings = (*_torn(tables, nft_was_read=bool(texts.nft)), *_maybe_dormant(tables))
         return Ruleset(tables, sets, warnings)
@@ -74,12 +81,15 @@ class Reader:
         ):
             for name, lines in xt_save.sections(text):
                 section = nft.get((family, name), b"") if backend == XT_NFT else b""
-                origin = f"{backend} {family} {name}\n{lines}".encode() + section
+                origin = f"{backend} {family} {name}".encode(), lines.encode(), section
                 make = partial(self._xt_table, (family, name), lines, section, backend)
                 yield self._once(origin, make)
 
     def _xt_table(self, place: Place, lines: str, section: bytes, backend: str) -> Table:
-        outline = self._once(section, lambda: nft_json.outline(section)) if section else None
+        outline = None
+        if section:
+            make = partial(nft_json.outline, section)
+            outline = self._once((b"outline", section), make)
         known = self._tables.get((*place, backend == XT_LEGACY))
         bodies = xt_save.bodies(known) if known else {}
         return xt_save.table(*place, lines, bodies, outline, backend)
@@ -88,12 +98,28 @@ class Reader:
         known = self._tables.get((*place, False))
         return nft_json.table(section, known)
 
-    def _once(self, text: bytes, make: Callable[[], _Made]) -> _Made:
-        """What `make` makes of `text`, or made of it at the last reading."""
-        digest = blake2b(text, digest_size=16).digest()
-        made = self._made.get(digest)
-        self._making[digest] = made = make() if made is None else made
-        return made  # type: ignore[return-value] # the digest covers what tells kinds apart
+    def _once(self, origin: Sequence[bytes], make: Callable[[], _Made]) -> _Made:
+        """What `make` makes of this text, or made of it at the last reading."""
+        digest = blake2b(digest_size=16)
+        for part in origin:
+            digest.update(b"%d " % len(part))
+            digest.update(part)
+        key = digest.digest()
+        made = self._made.get(key)
+        self._making[key] = made = make() if made is None else made
+        return made  # type: ignore[return-value] # the first part tells kinds apart
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A reading makes many objects and no garbage: to look for some doubles what it costs."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _torn(tables: Mapping[TableKey, Table], *, nft_was_read: bool) -> Iterator[str]:
