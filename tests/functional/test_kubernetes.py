@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from fake_api import KINDS, FakeApi, kubeconfig
 from lab import namespaces
@@ -154,3 +156,63 @@ def test_a_bad_kubeconfig_ends_the_run_at_once(tmp_path):
     assert done.code == 2
     assert "error: kubeconfig" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("told_by", ["the API", "kube-proxy's rules"])
+def test_a_service_is_selected(cluster, cri_env, api, tmp_path, to_service, told_by):
+    """What is dropped before DNAT, and after it where the API tells of endpoints."""
+    client, node = cluster.client, namespaces.node()
+    labels = {"kubernetes.io/service-name": "redis"}
+    endpoints = item(
+        "data",
+        "redis-abc",
+        ports=[{"protocol": "UDP", "port": to_service}],
+        endpoints=[{"addresses": [cluster.outside_ip4]}],
+    )
+    endpoints["metadata"]["labels"] = labels
+    api.objects["endpointslices"][api._key(endpoints)] = endpoints
+    config = kubeconfig(tmp_path / "config", api.url)
+    options = ("--kubeconfig", str(config)) if told_by == "the API" else ()
+    env = {**cri_env, "KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": ""}
+    other = new_port()
+    before_dnat = f"ip daddr {VIP} udp length {8 + len(FIRST)} drop"
+    with (
+        kube_proxy_rule(node),
+        nft(node, "ip", "prerouting", f"udp dport {other} drop; {before_dnat}", -150),
+        running("drops", "-o", "json", "--service", "data/redis", *options, env=env) as live,
+    ):
+        seen = watch(live)
+        send_udp(client.where, (cluster.outside_ip4, other), COUNT, PROBE)
+        send_udp(client.where, (VIP, SERVICE_PORT), COUNT, SECOND)
+        send_udp(client.where, (VIP, SERVICE_PORT), COUNT, FIRST)
+        seen.expect(COUNT, udp(client.ip4, VIP, SERVICE_PORT))
+        after = COUNT if told_by == "the API" else 0
+        seen.expect(after, udp(client.ip4, cluster.outside_ip4, to_service))
+        seen.expect(0, udp(client.ip4, cluster.outside_ip4, other))
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert ("endpoints are not selected" in done.err) == (told_by != "the API")
+
+
+@contextmanager
+def kube_proxy_rule(node):
+    """The rule by which kube-proxy tells of the Service, in a chain that nobody jumps to."""
+    chain = "KUBE-SERVICES"
+    node.run("iptables-nft", "-w", "-t", "nat", "-N", chain)
+    comment = "data/redis:redis cluster IP"
+    rule = ("-d", f"{VIP}/32", "-p", "udp", "-m", "comment", "--comment", comment)
+    rule += ("-m", "udp", "--dport", str(SERVICE_PORT), "-j", "RETURN")
+    try:
+        node.run("iptables-nft", "-w", "-t", "nat", "-A", chain, *rule)
+        yield
+    finally:
+        node.run("iptables-nft", "-w", "-t", "nat", "-F", chain)
+        node.run("iptables-nft", "-w", "-t", "nat", "-X", chain)
+
+
+def test_a_service_that_nobody_knows(api, tmp_path):
+    config = kubeconfig(tmp_path / "config", api.url)
+    done = finish("trace", "--concurrent", "--kubeconfig", str(config), "--service", "data/nope")
+    assert done.code == 2
+    assert "error: --service 'data/nope': no such Service" in done.err
+    assert "data/redis" in done.err
