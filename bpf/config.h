@@ -19,6 +19,8 @@
  *   SELECT_INTERFACE    only packets whose device has this name (as two 64-bit numbers)
  *   SELECT_REASONS      only the reasons in the map selected_reasons
  *   SELECT_PCAP         only packets that pcap_match() accepts
+ *   SELECT_INNER        ...of a tunnel's packet: those whose inside it accepts
+ *   SNAPLEN             bytes of each hop's packet that are told, a multiple of 8
  */
 #ifndef TRACER_CONFIG_H
 #define TRACER_CONFIG_H

@@ -33,7 +33,7 @@ static __always_inline void route_hop(__u32 table, const __u8 *daddr,
 		lose(LOSS_HOPS);
 		return;
 	}
-	__builtin_memset(event, 0, sizeof(*event));
+	clear_hop(event);
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->hop = HOP_ROUTE;
 	event->packet_id = last->packet_id;

@@ -17,11 +17,16 @@ enum beginning { MAY_NOT_BEGIN = 0, MAY_BEGIN = 1, MUST_BEGIN = 2 };
 
 #define DATAREF_MASK 0xffff
 #define ROUTE_NS 1000000 /* a received packet is routed within this time */
-#define VXLAN_PORT 4789
-#define VXLAN_PORT_LINUX 8472 /* the kernel's default, and flannel's */
-#define GENEVE_PORT 6081
 #define FOLLOW_JIFFIES 60000 /* a minute or more: how long a packet is on its way */
 #define CLONED 1 /* the first bit of the byte at __cloned_offset */
+
+#define HOP_HEAD_BYTES (__builtin_offsetof(struct hop_event, packet) + 16)
+
+/* All zero, but of a long record only what stands before the packet and its Ethernet header. */
+static __always_inline void clear_hop(struct hop_event *event)
+{
+	__builtin_memset(event, 0, sizeof(*event) > 512 ? HOP_HEAD_BYTES : sizeof(*event));
+}
 
 /* What one hop needs to know of the packet before it is told. */
 struct sight {
@@ -81,6 +86,17 @@ static __always_inline int filter_accepts(int typed, const struct sight *sight)
 			bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES,
 					    sight->l3, bytes);
 	}
+#ifdef SELECT_INNER
+	struct inner *inner = find_inner(sight->l3, sight->linear_bytes, bpf_ntohs(ethertype));
+
+	if (inner) {
+		*(__u16 *)(frame->packet + 12) = bpf_htons(inner->ethertype);
+		bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES,
+				    sight->l3 + inner->offset, sight->linear_bytes - inner->offset);
+		return pcap_match(frame->packet, L2_BYTES + bytes,
+				  L2_BYTES + sight->bytes - inner->offset);
+	}
+#endif
 	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
 #else
 	return 1;
@@ -275,26 +291,19 @@ static __always_inline __u64 new_packet_id(void)
 	return *last << 12 | (bpf_get_smp_processor_id() & 0xfff);
 }
 
-static __always_inline int is_tunnel_port(__u16 port)
+/* The signature of the packet inside a tunnel's; 0 if none. */
+static __always_inline __u32 inner_signature(const struct sight *sight)
 {
-	return port == VXLAN_PORT || port == VXLAN_PORT_LINUX || port == GENEVE_PORT;
-}
+	__u8 protocol = sight->tuple.protocol;
+	__u16 port = sight->tuple.dport;
+	struct inner *inner;
 
-/* The signature of the packet inside a tunnel's: IPIP, or VXLAN and bare Geneve; 0 if none. */
-static __always_inline __u32 inner_signature(int typed, const struct sight *sight)
-{
-	struct tuple inner = {.ethertype = ETH_P_IP};
-	__u32 outer = sight->tuple.ethertype == ETH_P_IP ? 20 : 40;
-	__u32 signature = 0;
-
-	if (sight->tuple.protocol == IPPROTO_UDP && is_tunnel_port(sight->tuple.dport))
-		outer += 8 + 8 + 14; /* UDP, VXLAN, Ethernet */
-	else if (sight->tuple.protocol != IPPROTO_IPIP)
+	if (protocol == IPPROTO_UDP && !is_vxlan(port) && port != GENEVE_PORT)
 		return 0;
-	if (sight->linear_bytes > outer)
-		read_tuple(typed, sight->l3 + outer, sight->linear_bytes - outer, &inner,
-			   &signature);
-	return signature;
+	if (protocol == IPPROTO_TCP)
+		return 0;
+	inner = find_inner(sight->l3, sight->linear_bytes, sight->tuple.ethertype);
+	return inner ? inner_packet_signature(sight->l3, sight->linear_bytes, inner) : 0;
 }
 
 /*
@@ -309,15 +318,6 @@ static __always_inline struct last_told *told_last(const struct sight *sight)
 	return last && last->packet_id && last->skb == (__u64)sight->skb ? last : NULL;
 }
 
-/* Is it the packet that had this signature, or does it hold that in a tunnel? */
-static __always_inline int same_packet(int typed, __u32 signature, const struct sight *sight,
-				       int may_begin)
-{
-	if (signature == sight->signature)
-		return may_begin != MUST_BEGIN;
-	return signature == inner_signature(typed, sight);
-}
-
 /*
  * The packet, if it is followed or to be followed from here on; `flags` tells how it was known.
  * Nearly every packet is neither: what costs least is asked first.
@@ -329,7 +329,8 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, i
 	struct followed *known = NULL;
 	struct last_told *last = NULL;
 	struct followed fresh = {};
-	int may;
+	__u32 was_known = 0, was_last = 0;
+	int may, is_known, is_last;
 
 	if (anything_followed()) {
 		known = followed_packets.lookup(&head);
@@ -339,14 +340,30 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, i
 	if (!known && !last && !may)
 		return NULL;
 	look(typed, sight);
-	if (known && same_packet(typed, known->signature, sight, may_begin))
+	if (known)
+		was_known = known->signature;
+	if (last)
+		was_last = last->signature;
+	is_known = was_known == sight->signature && may_begin != MUST_BEGIN;
+	is_last = was_last == sight->signature && may_begin != MUST_BEGIN;
+	if (!is_known && !is_last && (was_known | was_last)) {
+		__u32 inner = inner_signature(sight);
+
+		is_known = inner && was_known == inner;
+		is_last = inner && was_last == inner;
+	}
+	if (known && is_known)
 		return known;
 	/* What is known of this memory may be of a packet long gone. */
-	if (last && same_packet(typed, last->signature, sight, may_begin)) {
+	if (last && is_last) {
 		*flags |= HOP_JOINED;
 		fresh.packet_id = last->packet_id;
 		fresh.signature = last->signature;
 	} else {
+		if (may_begin == MUST_BEGIN && known)
+			followed_packets.delete(&head);
+		if (may_begin == MUST_BEGIN && last)
+			last->packet_id = 0;
 		if (!may || !packet_selected(typed, sight))
 			return NULL;
 		*flags |= HOP_FIRST;
@@ -406,7 +423,7 @@ static __always_inline struct hop_event *begin_hop(int typed, struct sight *sigh
 		lose(LOSS_HOPS);
 		return NULL;
 	}
-	__builtin_memset(event, 0, sizeof(*event));
+	clear_hop(event);
 	event->packet_id = packet->packet_id;
 	event->hop = hop;
 	sight->followed_signature = packet->signature;

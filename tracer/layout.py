@@ -125,6 +125,14 @@ def parse(source: str) -> Layout:
     return Layout(constants, enums, structs)
 
 
+def hop_dtype(snaplen: int) -> np.dtype[np.void]:
+    """`struct hop_event` of a program that was made with SNAPLEN=`snaplen`, a multiple of 8."""
+    usual = layout().structs["hop_event"]
+    fields = {name: usual[name] for name in usual.names or ()}
+    fields["packet"] = np.dtype((np.uint8, (snaplen,)))
+    return np.dtype(list(fields.items()))
+
+
 @cache
 def layout() -> Layout:
     """The layout of the BPF sources that this tracer will compile."""

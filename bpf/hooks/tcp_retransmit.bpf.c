@@ -20,7 +20,7 @@ int tcp_retransmit(unsigned long long *ctx)
 		lose(LOSS_HOPS);
 		return 0;
 	}
-	__builtin_memset(event, 0, sizeof(*event));
+	clear_hop(event);
 	event->time_ns = bpf_ktime_get_boot_ns();
 	event->packet_id = sent->packet_id;
 	event->signature = sent->signature;

@@ -264,6 +264,7 @@ def test_capture_is_read_by_tshark(routed, cri_env, tmp_path):
         (("--first", "0"), "0"),
         (("--slow", "soon"), "soon"),
         (("--count", "0"), "0"),
+        (("--snaplen", "9000"), "9000"),
         (("-o", "xml"), "xml"),
         (("--write", "/no/such/directory/x.pcapng"), "/no/such/directory"),
         (("--record", "/no/such/directory/x"), "/no/such/directory"),

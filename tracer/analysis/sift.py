@@ -9,6 +9,7 @@ import numpy as np
 
 from tracer.analysis.frames import netns_name
 from tracer.analysis.selection import PodSelection, marks
+from tracer.analysis.tunnel import inner_frame
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Sieve:
     """Names of enum skb_drop_reason, without their prefix."""
     accepts: Callable[[bytes, int], bool] | None = None
     """Packet filter: frame and its length on the wire → whether it is wanted."""
+    inner: bool = False
+    """The filter is about the packet inside a tunnel's."""
 
 
 def wanted_rows(events: np.ndarray, context: Context, sieve: Sieve) -> NDArray[np.bool_]:
@@ -56,7 +59,7 @@ def wanted_rows(events: np.ndarray, context: Context, sieve: Sieve) -> NDArray[n
     if sieve.sample > 1:
         rows &= (events["signature"] >> 1) % sieve.sample == 0
     if sieve.accepts:
-        rows[rows] = _accepted(events[rows], sieve.accepts)
+        rows[rows] = _accepted(events[rows], sieve.accepts, inner=sieve.inner)
     return rows
 
 
@@ -124,14 +127,18 @@ def _as_keys(addresses: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(addresses).view(pair).reshape(-1)
 
 
-def _accepted(events: np.ndarray, accepts: Callable[[bytes, int], bool]) -> list[bool]:
+def _accepted(
+    events: np.ndarray, accepts: Callable[[bytes, int], bool], *, inner: bool
+) -> list[bool]:
     header = layout().constants["L2_BYTES"]
-    return [
-        accepts(packet.tobytes()[:captured], header + length)
-        for packet, captured, length in zip(
-            events["packet"],
-            events["captured_bytes"].tolist(),
-            events["bytes"].tolist(),
-            strict=True,
-        )
-    ]
+    told = []
+    for packet, captured, length in zip(
+        events["packet"],
+        events["captured_bytes"].tolist(),
+        events["bytes"].tolist(),
+        strict=True,
+    ):
+        outer = packet.tobytes()[:captured]
+        frame = (inner_frame(outer) if inner else None) or outer
+        told.append(accepts(frame, header + length - (len(outer) - len(frame))))
+    return told

@@ -123,6 +123,9 @@ def add_path_selection(parser: argparse.ArgumentParser) -> None:
         "--tcp-flags", type=tcp_flags, metavar="FLAGS", help="TCP packets with one of SYN,RST,…"
     )
     group.add_argument(
+        "--inner", action="store_true", help="FILTER is about the packet inside a tunnel's, too"
+    )
+    group.add_argument(
         "--sample", type=sample_rate, metavar="1/N", help="one packet of N, the same at every hop"
     )
     group.add_argument(
@@ -150,6 +153,17 @@ def add_path_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--write", type=Path, metavar="FILE.pcapng", help="write the packets for Wireshark, too"
     )
+
+
+SNAPLENS = range(32, 2049, 8)
+"""Bytes of each hop's packet that programs can be made for."""
+
+
+def snaplen(text: str) -> int:
+    """`--snaplen`: bytes, rounded up to what a program can be made for."""
+    if not text.isdecimal() or not 1 <= int(text) <= SNAPLENS[-1]:
+        raise TracerError(f"--snaplen: '{text}' is not a size", f"bytes, 1 to {SNAPLENS[-1]}")
+    return next(size for size in SNAPLENS if size >= int(text))
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, hooks: bool = True) -> None:

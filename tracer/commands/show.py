@@ -256,6 +256,7 @@ def _sieve(args: argparse.Namespace, stack: ExitStack) -> Sieve:
         sample=args.sample or 1,
         reasons=frozenset(one.upper().removeprefix("SKB_DROP_REASON_") for one in args.reason),
         accepts=accepts,
+        inner=args.inner,
     )
 
 

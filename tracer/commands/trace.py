@@ -35,7 +35,7 @@ from tracer.kernel.hooks import hooks_of
 from tracer.kernel.pcap import match_function
 from tracer.kernel.program import Program
 from tracer.kernel.ring import open_ring
-from tracer.layout import layout
+from tracer.layout import hop_dtype, layout
 from tracer.nf_cover import NetfilterCover
 from tracer.recording import Recorder
 from tracer.session import Session, say
@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_rules(parser, default="off")
     options.add_run_options(parser)
     parser.add_argument(
+        "--snaplen",
+        type=options.snaplen,
+        default=layout().constants["SNAPLEN"],
+        metavar="BYTES",
+        help="of each hop's packet, Ethernet header included (%(default)s)",
+    )
+    parser.add_argument(
         "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
     )
 
@@ -80,12 +87,15 @@ def _program(args: argparse.Namespace) -> Program:
         ("SELECT_TCP_FLAGS", args.tcp_flags),
         ("SAMPLE", args.sample),
         ("FIRST_PACKETS", args.first),
+        ("SNAPLEN", args.snaplen),
     ):
         if value is not None:
             defines[name] = str(value)
     pcap = ""
     if args.filter:
         defines["SELECT_PCAP"] = ""
+        if args.inner:
+            defines["SELECT_INNER"] = ""
         pcap = match_function(" ".join(args.filter))
     hooks = tuple(hook.name for hook in hooks_of("trace"))
     return Program(hooks, defines, pcap, attach=options.attach_ways(args))
@@ -119,8 +129,11 @@ class Trace:
         """Follow the packets of `session` into `outputs`."""
         self._session, self._outputs, self._args = session, outputs, args
         self._hops, self._drops = (
-            _open(session, name, f"{record}_event")
-            for name, record in (("hops", "hop"), ("drop_events", "drop"))
+            _open(session, name, dtype)
+            for name, dtype in (
+                ("hops", hop_dtype(args.snaplen)),
+                ("drop_events", layout().structs["drop_event"]),
+            )
         )
         self._assembler = Assembler()
         self._latency = Latency()
@@ -205,9 +218,9 @@ class Trace:
         self._outputs.sink.write([*self._latency.records(), end])
 
 
-def _open(session: Session, ring: str, record: str) -> RecordReader:
+def _open(session: Session, ring: str, dtype: np.dtype[np.void]) -> RecordReader:
     info, fd = session.loaded.maps[ring]
-    reader, warning = open_ring(fd, layout().structs[record], info.max_entries)
+    reader, warning = open_ring(fd, dtype, info.max_entries)
     if warning:
         say(f"warning: {warning}")
     return reader
