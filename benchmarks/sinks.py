@@ -1,6 +1,6 @@
 """Flow records a second into each format, on one core, from the kernel's columns to the file.
 
-    benchmarks/sinks.py [FLOWS]
+    benchmarks/sinks.py [FLOWS [FORMAT ...]]
 
 FLOWS (default 100,000) flows of 300 pods are made up: half of them TCP, each with its own ports,
 20,000 addresses outside. Names are looked up, records are written to files that rotate, Parquet
@@ -112,7 +112,7 @@ def main() -> int:
     result: dict[str, object] = {"flows": flows}
     missed = []
     spawn = multiprocessing.get_context("spawn")  # each format has a process of its own
-    for form in ("enrich", *FORMATS):
+    for form in sys.argv[2:] or ("enrich", *FORMATS):
         ours, theirs = spawn.Pipe()
         process = spawn.Process(target=measured, args=(form, flows, theirs))
         process.start()

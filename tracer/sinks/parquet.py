@@ -33,6 +33,9 @@ except ImportError as error:
         "format parquet: pyarrow is not installed", "pip install node-packet-tracer[parquet]"
     ) from error
 
+# A node's processors are there for its pods: threads of Arrow's own would take them all.
+pa.set_cpu_count(1)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from tracer.sinks.rotation import Policy
 
 JOURNAL = ".arrows"
-ROW_GROUP = 1 << 17
+ROW_GROUP = 1 << 16
 _ARROW_MAGIC = b"\xff\xff\xff\xff"
 """How every message of an Arrow stream begins (the continuation marker)."""
 _NS_PER_HOUR = 3600 * 1_000_000_000
