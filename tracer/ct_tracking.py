@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tracer.analysis.ct_death import deaths, maybe_early_dropped, tells_timeout
+from tracer.analysis.ct_death import EARLY_DROP, deaths, maybe_early_dropped, tells_timeout
 from tracer.analysis.ct_table import Table
 from tracer.inventory.namespaces import run_in
 from tracer.netfilter.ct_follow import Follower
@@ -48,6 +48,7 @@ class _Space:
     """Events that were read while a dump was compared."""
     counters: dict[str, int] = field(default_factory=dict)
     early_drops: int = 0
+    """The kernel's count of early drops, of which every event so far has been told as such."""
     unsynced: int = 0
     """Messages lost since the last dump."""
     due_s: float = 0.0
@@ -104,17 +105,14 @@ class Tracker:
     def _batch(self, netns: int, rows: NDArray[np.void]) -> Batch:
         space = self._spaces[netns]
         self._told = self._told or tells_timeout(rows)
-        is_early = bool(maybe_early_dropped(rows).any()) and self._early_dropped(netns)
-        return Batch(
-            rows, space.table.follow(rows), deaths(rows, told=self._told, early_dropped=is_early)
-        )
-
-    def _early_dropped(self, netns: int) -> bool:
-        """Whether the kernel has counted an early drop since the last look."""
-        space = self._spaces[netns]
-        before = space.early_drops
-        space.early_drops = self.follower.counters(netns).get("early_drop", 0)
-        return space.early_drops != before
+        counted = space.early_drops
+        if maybe_early_dropped(rows).any():
+            counted = self.follower.counters(netns).get("early_drop", 0)
+        # The counter may be ahead of the events: those it has counted are still to come.
+        ended = deaths(rows, told=self._told, early_dropped=counted > space.early_drops)
+        space.early_drops += sum(death is EARLY_DROP for death in ended.values())
+        space.early_drops = min(space.early_drops, counted)
+        return Batch(rows, space.table.follow(rows), ended)
 
     def _count_losses(self) -> None:
         for netns, count in self.follower.new_losses().items():
@@ -137,6 +135,8 @@ class Tracker:
             if not space.unsynced or (begun_s < space.due_s and not last):
                 continue
             lost, space.unsynced = space.unsynced, 0
+            # Which of them were early drops is lost, too.
+            space.early_drops = self.follower.counters(netns).get("early_drop", 0)
             correction, events = self._compare(netns)
             space.pending.append(events)
             space.due_s = time.monotonic() + (time.monotonic() - begun_s) / RESYNC_SHARE

@@ -61,8 +61,8 @@ def maybe_early_dropped(rows: NDArray[np.void]) -> NDArray[np.bool_]:
 def deaths(rows: NDArray[np.void], *, told: bool, early_dropped: bool) -> dict[int, Death]:
     """Row → why it ended, of the destroy events among `rows`.
 
-    `told`: the kernel tells what time was left (`tells_timeout`); `early_dropped`: the counter
-    of early drops has grown since the batch before.
+    `told`: the kernel tells what time was left (`tells_timeout`); `early_dropped`: the kernel
+    has counted more early drops than have been told.
     """
     some = np.flatnonzero(rows["event"] == Event.DESTROY)
     columns = ("portid", "present", "status", "proto_state")
