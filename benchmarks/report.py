@@ -27,7 +27,7 @@ from tracer.report.summaries import SUMMARIES
 
 BEGIN_NS = 1_767_225_600 * 10**9  # 2026-01-01
 FILE_RECORDS = 500_000
-PODS_PER_NODE = 40
+PODS_PER_NODE, PEERS = 40, 30
 NAMESPACES = ("shop", "data", "ml", "kube-system", "monitoring")
 DROPS = (
     ("NO_SOCKET", "tcp_v4_rcv+0x99"),
@@ -59,7 +59,8 @@ class Cluster:
         self.name = [f"app-{pod // 4}-5d8f9c7b4-{pod:05x}" for pod in pods]
         self.address = [f"10.{64 + pod // 65536}.{pod // 256 % 256}.{pod % 256}" for pod in pods]
         weights = 1 / np.arange(1, self.count + 1) ** 0.8
-        self.weights = weights / weights.sum()
+        draw = np.random.default_rng(7)
+        self.peers = draw.choice(self.count, (self.count, PEERS), p=weights / weights.sum())
 
 
 def _dictionary(codes: np.ndarray, words: list[str], absent: np.ndarray) -> pa.Array:
@@ -72,7 +73,7 @@ def records(
 ) -> pa.Table:
     """One file's table: the flows of pods of `node` with pods anywhere."""
     mine = node * PODS_PER_NODE + draw.integers(0, PODS_PER_NODE, count)
-    other = draw.choice(cluster.count, count, p=cluster.weights)
+    other = cluster.peers[mine, draw.integers(0, PEERS, count)]
     egress = draw.random(count) < SENT_OF_ALL
     dropped = draw.random(count) < DROPPED_OF_ALL
     source, goal = np.where(egress, mine, other), np.where(egress, other, mine)
@@ -93,8 +94,12 @@ def records(
             f"{prefix}.owner.name": _dictionary(at, cluster.owner, absent),
         }
 
-    charged = pods(mine, "k8s.pod", nowhere)
-    charged["k8s.pod.name"] = charged.pop("k8s.pod.pod.name")
+    charged = {
+        "k8s.pod.namespace": _dictionary(mine, cluster.namespace, nowhere),
+        "k8s.pod.name": _dictionary(mine, cluster.name, nowhere),
+        "k8s.owner.kind": _dictionary(mine * 0, ["Deployment"], nowhere),
+        "k8s.owner.name": _dictionary(mine, cluster.owner, nowhere),
+    }
     stamp = pa.timestamp("ns", "UTC")
     return pa.table(
         {
@@ -104,8 +109,7 @@ def records(
             "direction": _dictionary(egress * 1, ["ingress", "egress"], nowhere),
             "verdict": _dictionary(dropped * 1, ["forwarded", "dropped"], nowhere),
             "k8s.node.name": _dictionary(mine * 0, [f"node-{node}"], nowhere),
-            "k8s.pod.namespace": charged["k8s.pod.namespace"],
-            "k8s.pod.name": charged["k8s.pod.name"],
+            **charged,
             # A node knows its own pods only.
             **pods(source, "k8s.src", ~egress & (other // PODS_PER_NODE != node)),
             **pods(goal, "k8s.dst", egress & (other // PODS_PER_NODE != node)),
