@@ -66,8 +66,8 @@ _MAPPED = frozenset(
 _FIELDS = frozenset(
     """
     time verdict drop_reason drop_reason_desc IP l4 source destination Type node_name is_reply
-    event_type trace_observation_point destination_service traffic_direction interface Summary
-    extensions
+    event_type trace_observation_point source_service destination_service traffic_direction
+    interface Summary extensions
     """.split()  # noqa: SIM905 - a list of names reads best as text
 )
 """What `envelope` fills."""
@@ -174,9 +174,7 @@ def envelope(record: Record) -> dict[str, Any]:
         "node_name": record.get("k8s.node.name"),
         "is_reply": _is_reply(record),
         **_event(record),
-        "destination_service": _filled(
-            {"name": record.get("service.name"), "namespace": record.get("service.namespace")}
-        ),
+        **_service(record),
         "traffic_direction": _DIRECTIONS.get(record.get("direction", "")),
         "interface": _filled(
             {"index": record.get("interface.index"), "name": record.get("interface.name")}
@@ -190,6 +188,14 @@ def envelope(record: Record) -> dict[str, Any]:
     return _filled(
         {"flow": _filled(flow), "node_name": record.get("k8s.node.name"), "time": record["time"]}
     )
+
+
+def _service(record: Record) -> dict[str, Any]:
+    """The Service that is asked, or in an answer the one that sends it."""
+    named = {"name": record.get("service.name"), "namespace": record.get("service.namespace")}
+    address = record.get("service.address")
+    answers = address is not None and address == record.get("src.address")
+    return {"source_service" if answers else "destination_service": _filled(named)}
 
 
 def _filled(message: dict[str, Any]) -> dict[str, Any]:

@@ -173,6 +173,17 @@ def test_hubble_flow():
     assert "source" not in flow
 
 
+def test_hubble_services():
+    service = {"service.namespace": "data", "service.name": "redis"}
+    asked = envelope({**FLOW, **service, "service.address": FLOW["dst.address"]})["flow"]
+    answers = envelope({**FLOW, **service, "service.address": FLOW["src.address"]})["flow"]
+    named = {"namespace": "data", "name": "redis"}
+    assert (asked["destination_service"], answers["source_service"]) == (named, named)
+    assert "source_service" not in asked
+    assert "destination_service" not in answers
+    assert not {"source_service", "destination_service"} & envelope(FLOW)["flow"].keys()
+
+
 def test_hubble_icmp_and_arp():
     icmp = {**DROP, "transport": "icmp", "icmp.type": 8, "icmp.code": 0}
     assert envelope(icmp)["flow"]["l4"] == {"ICMPv4": {"type": 8}}
