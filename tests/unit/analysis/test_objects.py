@@ -18,7 +18,7 @@ from tracer.analysis.objects.names import (
 )
 from tracer.analysis.ruleset.model import Base, Chain, Packet
 from tracer.analysis.ruleset.read import Reader, Texts
-from tracer.model import Device, NetworkPolicy, Node, Pod, Service, ServicePort
+from tracer.model import Device, EndpointSlice, NetworkPolicy, Node, Pod, Service, ServicePort
 
 DATA = Path(__file__).parents[2] / "data"
 IPTABLES, NFTABLES = DATA / "kube-proxy/iptables", DATA / "kube-proxy/nftables"
@@ -147,6 +147,18 @@ def test_a_service_without_endpoints_rejects(iptables):
     assert found.sentence == (
         "Rejected by kube-proxy: Service shop/no-endpoints:80 (10.96.10.5) has no endpoints."
     )
+
+
+@pytest.mark.parametrize(
+    ("unready", "ready", "told"),
+    [((), (), False), (("10.244.0.7",), (), True), (("10.244.0.7",), ("10.244.0.8",), False)],
+)
+def test_endpoints_that_are_not_ready_are_told(iptables, unready, ready, told):
+    one = EndpointSlice("shop", "no-endpoints", ready=ready, unready=unready)
+    node = replace(NODE, endpoint_slices={"shop/no-endpoints-x": one})
+    rule = only(iptables, "filter", "KUBE-SERVICES", "no-endpoints")
+    found = RuleObjects(iptables, node).of(rule, tcp("10.96.10.5", 80))
+    assert ("it selects pods, but none is ready" in found.sentence) is told
 
 
 @pytest.mark.parametrize(

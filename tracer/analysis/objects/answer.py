@@ -92,6 +92,14 @@ class Surroundings:
         }
         return named | known
 
+    @cached_property
+    def unready(self) -> frozenset[str]:
+        """`namespace/name` of the Services that have endpoints, of which none is ready."""
+        slices = self.node.endpoint_slices.values() if self.node else ()
+        waiting = {f"{one.namespace}/{one.service}" for one in slices if one.unready}
+        ready = {f"{one.namespace}/{one.service}" for one in slices if one.ready}
+        return frozenset(waiting - ready)
+
     def pod_at(self, address: str | None) -> str:
         """`namespace/name` of the pod with this address; empty if nobody knows."""
         if not self.node or not address:

@@ -240,6 +240,8 @@ def _service(
     label += f" ({packet.daddr})" if packet and packet.daddr else ""
     endpoint = values.get("endpoint") or ""
     pod = question.around.pod_at(endpoint.rpartition(":")[0].strip("[]"))
+    if does == "has no endpoints" and f"{namespace}/{name}" in question.around.unready:
+        sentence += ": it selects pods, but none is ready"
     text = sentence.format(service=label, endpoint=f"{endpoint} (pod {pod})" if pod else endpoint)
     return RuleObject(
         _OWNER,
