@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracer.errors import TracerError
+from tracer.report.compressed import torn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 PARQUET = ".parquet"
 JSON_LINES = (".jsonl", ".ndjson", ".json", ".log")
-COMPRESSED = ("", ".gz", ".zst")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = b"PAR1"
 """A Parquet file begins and ends with it; the end is written last."""
 SMALLEST_PARQUET_BYTES = 12
@@ -55,12 +56,14 @@ def find_inputs(paths: Sequence[Path]) -> Inputs:
                 skipped.append(Skipped(str(path), why))
             else:
                 parquet.append(str(path))
+        elif why := _torn_lines(path):
+            skipped.append(Skipped(str(path), why))
         else:
             lines.append(str(path))
     if not (parquet or lines or skipped or empty):
         raise TracerError(
             f"{', '.join(map(str, paths))}: no Parquet or JSON-lines files",
-            f"looked for *{PARQUET} and *{JSON_LINES[0]}, also {' and '.join(COMPRESSED[1:])}",
+            f"looked for *{PARQUET} and *{JSON_LINES[0]}, also {' and '.join(COMPRESSED)}",
         )
     return Inputs(tuple(parquet), tuple(lines), empty, tuple(skipped))
 
@@ -115,6 +118,17 @@ def _is_known(path: Path) -> bool:
     return bool(suffixes) and (
         suffixes[-1] in JSON_LINES or (suffixes[-1] == PARQUET and not packed)
     )
+
+
+def compression(path: Path) -> str:
+    """What DuckDB calls the way in which the file is packed."""
+    return COMPRESSED.get(_suffixes(path)[-1], "uncompressed")
+
+
+def _torn_lines(path: Path) -> str:
+    """Why a compressed file is not whole; empty when it is, or is not compressed."""
+    packed = compression(path)
+    return torn(path, packed) if packed in COMPRESSED.values() else ""
 
 
 def _torn_parquet(path: Path) -> str:

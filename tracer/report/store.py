@@ -10,6 +10,7 @@ import contextlib
 import re
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -17,7 +18,7 @@ import duckdb
 from tracer.errors import TracerError
 from tracer.flow_table import SCHEMA_VERSION
 from tracer.report.columns import COLUMNS
-from tracer.report.inputs import Skipped
+from tracer.report.inputs import Skipped, compression
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +30,6 @@ SCHEMA_KEY = "tracer.schema_version"
 QUESTIONS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 AS_TEXT = ("DATE", "TIME", "INTERVAL", "UUID", "BLOB")
 PACKET_TYPES = ("flow", "drop")
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 LONGEST_LINE_BYTES = 64 << 20
 
 
@@ -185,8 +185,7 @@ class Store:
         wanted = period.condition() or "true"
         torn = 0
         for path in paths:
-            suffixes = re.findall(r"\.(?:gz|zst)\b", path.rpartition("/")[2])
-            packed = _COMPRESSION[suffixes[-1]] if suffixes else "uncompressed"
+            packed = compression(Path(path))
             try:
                 self._db.execute(
                     f"INSERT INTO json_lines SELECT *, {quoted(path)} FROM read_json("
