@@ -241,6 +241,18 @@ def test_a_dormant_table_is_not_asked_and_broken_flags_are_told():
     assert harmless.warnings == ()
 
 
+def test_a_listing_that_breaks_off_makes_nothing_certain():
+    """nft 1.0.6 stops where the flags of a table are not text."""
+    whole = {"nftables": [{"metainfo": {}}, *nft(("c", base(), [])), *nft(name="u", handle=2)]}
+    text = json.dumps(whole)
+    broken = text[: text.index('"name": "u"')] + '"name": "u", "handle": 2, "flags": '
+    ruleset = Reader().read(Texts(nft=broken.encode()))
+    assert [key[1] for key in ruleset.tables] == ["t"]
+    assert "breaks off" in ruleset.warnings[0]
+    assert not evaluate(ruleset, "forward", PACKET, HOST).certain
+    assert Reader().read(Texts(nft=text.encode())).warnings == ()
+
+
 def test_conntrack_has_not_seen_what_raw_sees():
     ruleset = xt("-A PREROUTING -m conntrack --ctstate INVALID -j DROP", table="raw")
     assert said(ruleset, "prerouting") == "drop"

@@ -56,7 +56,8 @@ def evaluate(
         runs += 1
         verdict = walker.walk(walker.pending.pop())
         found.setdefault(_ends(verdict), verdict)
-    return Answer(tuple(found.values()), tuple(walker.unknown), bool(walker.pending))
+    cut = bool(walker.pending) or ruleset.incomplete
+    return Answer(tuple(found.values()), tuple(walker.unknown), cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,8 @@ class Ruleset:
     ipsets: Mapping[str, Set] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     """What could not be read or joined, and what that costs."""
+    incomplete: bool = False
+    """Tables are missing: nothing that is concluded from it is certain."""
 
 
 # What a packet is
@@ -306,7 +308,7 @@ class Answer:
     unknown: tuple[str, ...] = ()
     """Matches that were neither yes nor no, as the user reads them, in the order met."""
     cut: bool = False
-    """There are more candidates than were followed."""
+    """There are more candidates than were followed, or rules that were not read."""
 
     @property
     def certain(self) -> bool:

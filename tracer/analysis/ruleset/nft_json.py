@@ -47,10 +47,20 @@ _PRIORITIES = {
 }
 
 
+def breaks_off(data: bytes) -> bool:
+    """Whether the listing ends in the middle.
+
+    nft 1.0.6 prints other memory for the flags of a table, and stops where that is no text.
+    """
+    return bool(data.strip()) and not data.rstrip().endswith(b"]}")
+
+
 def sections(data: bytes) -> Iterator[bytes]:
-    """The text of each table with all that is in it, in the order printed."""
+    """The text of each table with all that is in it, in the order printed; whole ones only."""
     starts = [found.start() for found in _TABLE.finditer(data)]
     ends = [*starts[1:], data.rfind(b"]")] if starts else []
+    if breaks_off(data):
+        starts, ends = starts[:-1], ends[:-1]
     for start, end in zip(starts, ends, strict=True):
         yield data[start:end].rstrip(b", \n")
 

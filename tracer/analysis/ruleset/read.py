@@ -69,8 +69,11 @@ class Reader:
         text = texts.ipset
         sets = self._once((b"ipset", text.encode()), lambda: ipset_save.sets(text))
         self._tables, self._made = tables, self._making
-        warnings = (*_torn(tables, nft_was_read=bool(texts.nft)), *_maybe_dormant(tables))
-        return Ruleset(tables, sets, warnings)
+        broken = nft_json.breaks_off(texts.nft)
+        warnings = [*_torn(tables, nft_was_read=bool(texts.nft)), *_maybe_dormant(tables)]
+        if broken:
+            warnings.append("nft: its listing breaks off: tables that come later are not known")
+        return Ruleset(tables, sets, tuple(warnings), incomplete=broken)
 
     def _xt_tables(self, texts: Texts, nft: Mapping[Place, bytes]) -> Iterator[Table]:
         for backend, family, text in (
