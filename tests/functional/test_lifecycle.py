@@ -19,7 +19,7 @@ EACH = pytest.mark.parametrize("command", COMMANDS)
 def test_start_and_stop(cluster, cri_env, command, record_property):
     """The goals are 1.5 s and 0.3 s on an idle machine; a busy one is given more."""
     with runner.running(*COMMANDS[command], env=cri_env) as live:
-        assert any(line.startswith("tracing") for line in live.errors), live.err
+        live.wait_for_line(lambda line: line.startswith("tracing"))
         port = new_port()
         began = time.monotonic()
         send_udp(cluster.client.where, (cluster.web.ip4, port), 7)
