@@ -118,7 +118,8 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(found)))
     print(
-        f"{found.sent} packets sent; hop records: {found.hops_arrived} arrived, {found.hops_lost} lost\n"
+        f"{found.sent} packets sent; hop records: {found.hops_arrived} arrived, "
+        f"{found.hops_lost} lost\n"
         f"packets whose records all arrived: {found.whole}\n"
         f"of these put together exactly: {found.exact} ({found.exact_ratio:.4%})\n"
         f"paths of more than one packet: {found.wrong_joins}"

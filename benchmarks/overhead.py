@@ -57,6 +57,8 @@ BARS = {
     ("flows", "slower_percent"): 5.0,
     ("drops", "direct_percent"): 1.0,
     ("flows", "direct_percent"): 5.0,
+    ("trace-standby", "slower_percent"): 3.0,
+    ("trace-sampled", "slower_percent"): 5.0,
     ("drops", "rss_mb"): 120.0,
     ("flows", "rss_mb"): 120.0,
     ("drops", "idle_cpu_percent"): 0.5,

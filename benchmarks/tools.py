@@ -53,6 +53,7 @@ def tools(directory: Path) -> tuple[Tool, ...]:
         Tool("drops", on_node(*TRACER, "drops", "--concurrent", "-o", "json"), "\ntracing"),
         Tool("flows", on_node(*TRACER, "flows", "--concurrent", *flows), "\ntracing"),
         # A selection that nothing on the bench matches; one packet of a hundred; every packet.
+        Tool("trace-standby", on_node(*trace, "--standby", "udp port 1"), "\ntracing"),
         Tool("trace-none", on_node(*trace, "udp port 1"), "\ntracing"),
         Tool("trace-sampled", on_node(*trace, "--sample", "1/100"), "\ntracing"),
         Tool("trace-all", on_node(*trace), "\ntracing"),

@@ -48,9 +48,9 @@ class NetfilterCover:
             if netns in self._links:
                 continue
             path = netns_path(node.namespaces.get(netns), netns)
-            self._links[netns], problem = (
-                nf_links.attach(self._programs, path) if path else ([], "")
-            )
+            if not path:
+                continue  # not to be opened yet, or any more
+            self._links[netns], problem = nf_links.attach(self._programs, path)
             if problem:
                 warnings.append(f"nf-hook: netns {netns}: {problem}")
         return warnings

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from lab import rules, runner, ways
+from lab.leftovers import netfilter_links
 from lab.namespaces import node
 from lab.shell import run, until
 from lab.traffic import new_port, send_numbered, tcp_listener, udp_listener
@@ -18,8 +19,6 @@ from lab.traffic import new_port, send_numbered, tcp_listener, udp_listener
 COUNT = 7
 COLUMNS = 120
 SO_RCVBUFFORCE = 33
-NETFILTER_LINK = ("netfilter", 10)
-"""BPF_LINK_TYPE_NETFILTER, as a bpftool that knows it writes it, or one that does not."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -285,8 +284,7 @@ def test_wrong_use(cluster, cri_env, arguments, word):  # noqa: ARG001 - pods ar
 def test_nothing_is_left(routed, cri_env, number):
     """No program, map or link, and so no netfilter hook in any namespace."""
     with runner.running("trace", "-o", "json", f"udp port {new_port()}", env=cri_env) as live:
-        links = json.loads(run("bpftool", "--json", "link", "show"))
-        assert any(link["type"] in NETFILTER_LINK for link in links)
+        assert netfilter_links()
         deliver(routed, new_port(), COUNT)
         done = live.stop(number)
     assert done.code == (-number if number == signal.SIGKILL else 0), done.err

@@ -13,12 +13,13 @@ LAYERS = {
     "__main__": {"cli"},
     "cli": {"", "commands", "config", "errors"},
     "config": {"errors"},
-    "commands": {"", "session", "explaining", "nf_cover", "ct_tracking", "notify", "errors"}
+    "commands": {"", "session", "explaining", "followers", "ct_tracking", "notify", "errors"}
     | {"attribution", "model", "flow_table", "layout", "ct_layout"}
     | {"kernel", "inventory", "cluster", "netfilter", "analysis", "sinks", "recording", "report"}
     | {"metrics"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "cluster", "analysis", "sinks"},
+    "followers": {"", "nf_cover", "model", "errors", "kernel", "analysis"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
     "attribution": {"", "model", "layout", "errors", "inventory", "netfilter", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},

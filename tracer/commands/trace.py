@@ -31,12 +31,12 @@ from tracer.commands import options
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode
 from tracer.explaining import Explainer
+from tracer.followers import Followers, followers
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.pcap import match_function
 from tracer.kernel.program import Program
 from tracer.kernel.ring import open_ring
 from tracer.layout import hop_dtype, layout
-from tracer.nf_cover import NetfilterCover
 from tracer.recording import Recorder
 from tracer.session import Session, say
 from tracer.sinks import open_sink
@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each hop's packet, Ethernet header included (%(default)s)",
     )
     parser.add_argument(
+        "--standby",
+        action="store_true",
+        help="for busy nodes: one hook chooses, the others are attached once a packet is chosen; "
+        "the paths of packets before that are incomplete",
+    )
+    parser.add_argument(
         "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
     )
 
@@ -98,7 +104,8 @@ def _program(args: argparse.Namespace) -> Program:
             defines["SELECT_INNER"] = ""
         pcap = match_function(" ".join(args.filter))
     hooks = tuple(hook.name for hook in hooks_of("trace"))
-    return Program(hooks, defines, pcap, attach=options.attach_ways(args))
+    deferred = followers(standby=args.standby)
+    return Program(hooks, defines, pcap, deferred, options.attach_ways(args))
 
 
 class Outputs:
@@ -143,6 +150,8 @@ class Trace:
         self._rules = rules
         self._held = HeldPaths(rules, self._explainer.explain) if rules else None
         self.packets = self.shown = self._read_ns = 0
+        self.whole_since_ns = 0
+        """CLOCK_BOOTTIME since when every hook is attached, or -1 (on standby)."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -188,6 +197,10 @@ class Trace:
         records = path_records(paths, context, self._explainer.explain)
         if self._held:
             self._held.complete(paths, records)
+        for path, record in zip(paths, records, strict=True):
+            if self.whole_since_ns < 0 or path.begin_ns < self.whole_since_ns:
+                told = [record.get("incomplete"), "it came while the hooks were on standby"]
+                record["incomplete"] = "; ".join(filter(None, told))
         self._latency.add(records)
         if self._outputs.capture:
             self._outputs.capture.write(path_frames(paths, context))
@@ -227,23 +240,22 @@ def _open(session: Session, ring: str, dtype: np.dtype[np.void]) -> RecordReader
 
 
 def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
-    cover = NetfilterCover(session.loaded.programs, session.selection)
-    for warning in cover.update(session.inventory.node):
+    behind = Followers(session.loaded, session.selection, standby=args.standby)
+    for warning in behind.attend(session.inventory.node, chosen=False):
         say(f"warning: {warning}")
     session.announce(args.ready_file)
-    version = session.inventory.node.version
     while session.running:
         session.wait(TICK_S, *trace.descriptors)
-        if session.inventory.node.version != version:
-            version = session.inventory.node.version
-            for warning in cover.update(session.inventory.node):
-                say(f"warning: {warning}")
-        if trace.read():
+        chosen = trace.read()
+        for warning in behind.attend(session.inventory.node, chosen=chosen):
+            say(f"warning: {warning}")
+        trace.whole_since_ns = behind.whole_since_ns
+        if chosen:
             session.wait(PACE_S)
         trace.tell_losses()
         trace.write()
     session.loaded.detach()
-    cover.close()
+    behind.close()
     trace.read()
     trace.tell_losses()
     trace.write(everything=True)

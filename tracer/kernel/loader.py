@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import TracerError
@@ -40,6 +40,8 @@ class Loaded:
     drop_reasons: Mapping[int, str]
     """Value of enum skb_drop_reason → name; empty where the kernel has none."""
     warnings: tuple[str, ...]
+    later: list[int] = field(default_factory=list)
+    """Links of deferred hooks."""
 
     @property
     def degraded(self) -> bool:
@@ -47,13 +49,19 @@ class Loaded:
         return bool(self.missing) or any(way.refused for way in self.attached)
 
     def attach(self, hook: str) -> None:
-        """Attach a deferred hook now. Raises OSError."""
+        """Attach a deferred hook now, until `withdraw`. Raises OSError."""
         way = next(way for way in self.attached if way.hook == hook)
         fd = self.programs[hook.replace("-", "_")]
-        self.links.append(libbpf.attach_tracepoint(fd, way.way, way.target))
+        self.later.append(libbpf.attach_tracepoint(fd, way.way, way.target))
+
+    def withdraw(self) -> None:
+        """Detach the deferred hooks again."""
+        while self.later:
+            os.close(self.later.pop())
 
     def detach(self) -> None:
         """No event and no count comes after this; maps stay readable."""
+        self.withdraw()
         while self.links:
             os.close(self.links.pop())
 

@@ -22,6 +22,9 @@ MARK = "TRACER_TESTS"
 HELD = re.compile(r"^(prog|map|link)_id:\s*(\d+)", re.MULTILINE)
 
 
+BPF_LINK_TYPE_NETFILTER = 10
+
+
 def listing() -> dict[str, set[str]]:
     """BPF objects, nft rules, namespaces, pinned and temporary files, and processes of ours."""
     bpf = {kind: {each["id"]: each for each in _bpf(kind)} for kind in ("link", "prog", "map")}
@@ -79,3 +82,8 @@ def added(before: dict[str, set[str]]) -> dict[str, set[str]]:
 def mark() -> None:
     """Put `MARK` into this process's environment; children inherit it."""
     os.environ[MARK] = "1"
+
+
+def netfilter_links() -> list[dict[str, Any]]:
+    """The node's netfilter links, told by a bpftool that knows them or one that does not."""
+    return [link for link in _bpf("link") if link["type"] in ("netfilter", BPF_LINK_TYPE_NETFILTER)]
