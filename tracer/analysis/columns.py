@@ -21,6 +21,9 @@ OUTCOMES = ("", "accept", "drop", "stolen", "stolen or queued", "unknown")
 """What a netfilter hook did with a packet, of rows that are no netfilter hook nothing."""
 _ACCEPT, _DROP, _STOLEN, _GONE, _UNKNOWN = range(1, len(OUTCOMES))
 
+_INPUT, _OUTPUT = 1, 3
+"""NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT of linux/netfilter.h."""
+
 Place = tuple[int, int, int, int, int, int]
 """Namespace, device, kind of hop, netfilter family and hook, index into OUTCOMES."""
 
@@ -56,7 +59,7 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     time_ns = rows["time_ns"].astype(np.int64)
     absorbed = np.zeros(len(rows), bool)
     absorbed[order.leave[order.leave >= 0]] = True
-    outcome = _outcomes(rows["hop"], order, absorbed)
+    outcome = _outcomes(rows, order, absorbed)
     first, since = order.starts[:-1], order.previous >= 0
     place = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
     missing = (outcome == _UNKNOWN) | ((rows["hop"] == HOP.HOP_NF_LEAVE) & ~absorbed)
@@ -83,12 +86,15 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
 
 
 def _outcomes(
-    hops: NDArray[np.uint16], order: Order, absorbed: NDArray[np.bool_]
+    rows: NDArray[np.void], order: Order, absorbed: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """What each netfilter hook did, by what came after it in its branch."""
+    hops, hook = rows["hop"], rows["nf_hook"]
     after = hops[order.following]
+    # IPVS takes what is for a Service's address out of INPUT, and sends it through OUTPUT.
+    forwarded = (after == HOP.HOP_NF_ENTER) & (hook == _INPUT) & (hook[order.following] == _OUTPUT)
     went_on = np.select(
-        [order.following < 0, after == HOP.HOP_DROPPED, after == HOP.HOP_CONSUMED],
+        [order.following < 0, after == HOP.HOP_DROPPED, (after == HOP.HOP_CONSUMED) | forwarded],
         [_GONE, _DROP, _STOLEN],
         _UNKNOWN,
     )

@@ -140,6 +140,13 @@ def test_a_netfilter_hook_that_lets_nothing_out():
     assert last() == "stolen or queued"
 
 
+def test_ipvs_takes_a_packet_out_of_input():
+    came = hop(ENTER, 300, nf=IN)
+    record = one(*sent(), came, hop(ENTER, 310, nf=OUT), hop(LEAVE, 320, nf=OUT))
+    assert [each["verdict"] for each in record["hops"][-2:]] == ["stolen", "accept"]
+    assert "incomplete" not in record
+
+
 def test_lost_records_are_told():
     begin, _, *rest = sent()
     assert one(begin, *rest)["incomplete"] == "1 of its hop records are missing"
