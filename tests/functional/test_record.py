@@ -82,3 +82,23 @@ def test_a_killed_trace_leaves_what_it_had(routed, ports, tmp_path):
     assert again.code == 1
     assert "recorder was killed" in again.err
     assert len(packets(again.out.splitlines())) == PACKETS
+
+
+def test_drops_are_recorded(routed, ports, tmp_path):
+    """With their explanations and what proves them; `show` selects among them."""
+    path, (_, closed) = tmp_path / "r", ports
+    with runner.running("drops", f"udp port {closed}", "-o", "json", "--record", str(path)) as live:
+        send(routed, ports)
+        runner.until_lines(live, PACKETS)
+        done = live.stop()
+    assert done.code in (0, 1), done.err
+    told = [record for record in done.records if record["type"] == "drop"]
+    again = shown(path)
+    assert (again.err, len(told)) == ("", PACKETS)
+    repeated = [record for record in again.records if record["type"] == "drop"]
+    for one, other in zip(told, repeated, strict=True):
+        assert {**one, "time": ""} == {**other, "time": ""}
+        assert str(closed) in other["explanation"]
+    none = shown(path, "--reason", "NETFILTER_DROP").records
+    assert [record["type"] for record in none] == ["end"]
+    assert len(shown(path, f"udp port {closed}", "--count", "3").records) == 3 + 1

@@ -27,6 +27,7 @@ from tracer.kernel.pcap import match_function
 from tracer.kernel.program import Program
 from tracer.kernel.ring import CallbackRing, MappedRing, open_ring
 from tracer.layout import layout
+from tracer.recording import Recorder
 from tracer.session import ONE, Session, say
 from tracer.sinks import open_sink
 from tracer.sinks.pcapng import Pcapng
@@ -77,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", type=Path, metavar="FILE.pcapng", help="write the packets for Wireshark, too"
     )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
+    )
     options.add_rules(parser, default="read")
     options.add_run_options(parser)
     group.add_argument("--reader", choices=READERS, help="how to read the ring buffer, for tests")
@@ -109,15 +113,17 @@ class Drops:
         session: Session,
         sink: Sink,
         capture: Pcapng | None,
+        recorder: Recorder | None,
         rules: RuleNaming | None,
         *,
         with_stack: bool,
     ) -> None:
-        """Write the drops of `session` to `sink`, and their packets to `capture`."""
+        """Write the drops of `session` to `sink`, their packets to `capture`, all to `recorder`."""
         self._session, self._sink, self._capture = session, sink, capture
-        self._rules, self._with_stack = rules, with_stack
+        self._recorder, self._rules, self._with_stack = recorder, rules, with_stack
         self.shown = 0
-        self._explainer = Explainer(lambda: session.node)
+        found = (recorder.evidence,) if recorder else ()
+        self._explainer = Explainer(lambda: session.node, *found)
 
     def write(self, events: np.ndarray) -> None:
         """Show one batch, up to the count limit."""
@@ -130,9 +136,11 @@ class Drops:
             self._session.inventory.poke()
         records = [drop_record(event, context, with_stack=True) for event in events]
         self.shown += len(records)
-        self._show(self._rules.add(records, events) if self._rules else records)
+        self._show(self._rules.add(records, list(events)) if self._rules else records)
         if self._capture:
             self._capture.write(frames("drops", events, context))
+        if self._recorder:
+            self._recorder.record("drops", events, context)
         if limit is not None and self.shown >= limit:
             self._session.stop()
 
@@ -161,6 +169,8 @@ class Drops:
         own = self._rules.losses if self._rules else {}
         for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
+            if self._recorder:
+                self._recorder.lost(source, count)
 
     def summarise(self) -> None:
         """Write exact totals and the end record."""
@@ -234,6 +244,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     selection = options.pod_selection(args)
     sink = open_sink(args.output, None)
     capture = Pcapng(args.write) if args.write else None
+    asked = {"command": "drops", "filter": args.filter}
+    recorder = Recorder(args.record, asked) if args.record else None
     cluster = options.cluster(args)
     args.filter = with_service(args, cluster)
     with Session(
@@ -246,10 +258,10 @@ def run(args: argparse.Namespace) -> ExitCode:
     ) as session:
         _fill_reasons(session, args.reason)
         with rule_naming(session, args.rules, " ".join(args.filter), say) as rules:
-            drops = Drops(session, sink, capture, rules, with_stack=args.stack)
+            drops = Drops(session, sink, capture, recorder, rules, with_stack=args.stack)
             _follow(session, args, drops, rules)
         drops.summarise()
-    sink.close()
-    if capture:
-        capture.close()
+    for output in (sink, capture, recorder):
+        if output:
+            output.close()
     return ExitCode.PARTIAL if session.lost or session.loaded.degraded else ExitCode.DONE

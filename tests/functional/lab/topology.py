@@ -62,6 +62,8 @@ def meet(left: Namespace, right: Namespace, address: str) -> None:
 def routed(suffix: str = "") -> Iterator[Routed]:
     """The topology, forwarding both families, neighbours known; gone after the block."""
     names = [f"left{suffix}", f"router{suffix}", f"right{suffix}"]
+    for name in names:
+        namespaces.delete(name)  # a killed run's
     try:
         made = Routed(_host(names[0], 1), namespaces.create(names[1]), _host(names[2], 2))
         made.router.sysctl("ipv4/ip_forward", 1)
