@@ -1,6 +1,7 @@
 """An API server for tests: lists in pages, watches with bookmarks, 410, TLS and tokens."""
 
 import contextlib
+import gzip
 import json
 import ssl
 import threading
@@ -13,6 +14,8 @@ KUBERNETES, TLS = DATA / "kubernetes", DATA / "tls"
 KINDS = ("pods", "services", "endpointslices", "networkpolicies", "namespaces", "replicasets",
          "jobs")  # fmt: skip
 TOKEN = "secret-token"  # noqa: S105 - of the fake
+COMPRESSED_BYTES = 4096
+"""A list that is longer is compressed, as a real server does from 128 KiB on."""
 GONE = {
     "kind": "Status",
     "apiVersion": "v1",
@@ -159,6 +162,9 @@ class FakeApi:
     def _plain(self, handler, status, value):
         body = json.dumps(value).encode()
         handler.send_response(status)
+        if len(body) > COMPRESSED_BYTES and "gzip" in handler.headers["Accept-Encoding"]:
+            body = gzip.compress(body, 1)
+            handler.send_header("Content-Encoding", "gzip")
         handler.send_header("Content-Type", "application/json")
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
