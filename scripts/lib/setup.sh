@@ -35,6 +35,7 @@ needs_test="
   command:iptables-legacy       iptables                    iptables-legacy
   command:ip                    iproute2                    iproute
   command:bpftool               bpftool                     bpftool
+  command:conntrack             conntrack                   conntrack-tools
   command:busybox               busybox-static              busybox
   command:containerd            containerd                  containerd
   command:runc                  runc                        runc
@@ -47,6 +48,7 @@ needs_kernels="
   command:setpriv               util-linux                  util-linux
   command:depmod                kmod                        kmod
   command:zstd                  zstd                        zstd
+  command:ipvsadm               ipvsadm                     ipvsadm
   command:apt-get               apt                         apt
   command:dpkg                  dpkg                        dpkg
   file:/usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring  debian-keyring

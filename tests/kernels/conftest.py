@@ -17,12 +17,29 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "functional"))
 
 from lab import leftovers, runner, topology
+from lab import ways as hops
+from lab.shell import run
 from ways import WAIT_S
 
 runner.READY_S = 240
 runner.STOP_S = 60
+hops.SLOW_NS = 20_000_000_000
 LOCK = Path("/run/tracer-tests.lock")
 """That of tests/functional: outside of a guest the two must not meet."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--within", type=float, metavar="S", help="begin no test after S seconds")
+
+
+def pytest_configure(config):
+    within = config.getoption("--within")
+    config.last_begin = time.monotonic() + within if within else float("inf")
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() > item.config.last_begin:
+        pytest.skip("out of time")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -45,6 +62,23 @@ def release() -> tuple[int, int]:
 def routed(_alone):
     with topology.routed("-k") as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def netfilter_programs() -> bool:
+    """Whether this kernel has them."""
+    return any(line.split()[2] == "bpf_nf_link_attach" for line in _symbols())
+
+
+def _symbols() -> list[str]:
+    return Path("/proc/kallsyms").read_text().splitlines()
+
+
+@pytest.fixture(scope="session")
+def bridge_netfilter(_alone) -> None:
+    """Bridged packets pass the rules, as on a node that kubelet has prepared."""
+    if not Path("/proc/sys/net/bridge").exists():
+        run("modprobe", "br_netfilter")
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tracer.kernel.hooks import HOOKS
 
+CORE = "test_doctor or drops-INT or tp_btf and (test_drop or test_flows or test_pod_to)"
+"""For pytest -k: what is worth the time where there is little."""
 WAIT_S = 60
 """Until what was sent has been told, on an emulated processor."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def run(*argv: str | Path, cwd: Path | None = None, hint: str, timeout_s: float = 600) -> str:
+def run(*argv: str | Path, cwd: Path | None = None, hint: str, timeout_s: float = 180) -> str:
     """Stdout of `argv`; TracerError with the last line of its stderr when it fails."""
     words = [str(word) for word in argv]
     try:

@@ -1,0 +1,103 @@
+"""`tracer trace` in this kernel: Services, hairpin, drops, each way of attaching the same.
+
+Kernels without netfilter programs (before 6.4) lose the hops inside netfilter: that is said. All
+else must be the same: the way along the devices, both sides of NAT, verdicts and reasons.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import datapaths
+import pytest
+import tracing
+from lab import rules, runner
+from lab import ways as hops
+from lab.traffic import ask, new_port, send_numbered, udp_listener
+from ways import WAIT_S, kinds_of
+
+COUNT = 5
+NETS = "net 10.244.9.0/24 or net fd00:10:244:9::/64 or net 10.246.0.0/16"
+VERSIONS = pytest.mark.parametrize("version", [4, 6])
+
+
+@pytest.fixture(scope="module")
+def node(bridge_netfilter):  # noqa: ARG001
+    with datapaths.bridged() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=kinds_of("drops"))
+def trace(request, node, routed):  # noqa: ARG001 - all is there before it looks
+    with tracing.running(f"udp and ({NETS})", request.param) as live:
+        yield live
+
+
+@pytest.fixture
+def packets(trace, record_property):
+    """What `trace` writes during this test."""
+    record_property("way", trace.kind)
+    return runner.watch(trace.live)
+
+
+def test_what_cannot_be_told_is_said(trace, netfilter_programs):
+    assert trace.netfilter == netfilter_programs
+    said = "nf-hook: no way to attach" in trace.live.err
+    assert said != netfilter_programs
+    if said:
+        assert "not told: packets that enter and leave each netfilter hook" in trace.live.err
+
+
+def asked(packets, node, server, version):
+    """Questions to a Service whose only endpoint is `server`, and its answers."""
+    client, port, target = node.client, new_port(), new_port()
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with (
+        datapaths.service(node, server, port, target),
+        udp_listener(server.where, target, family) as listener,
+    ):
+        came_from, _ = ask(client.where, (datapaths.VIP[version], port), [listener], COUNT)
+        there = packets.expect(COUNT, {"src.port": came_from, "dst.port": port}, WAIT_S)
+        back = packets.expect(COUNT, {"src.port": target, "dst.port": came_from}, WAIT_S)
+    assert len({record["flow"] for record in there + back}) == 1
+    for records, word in ((there, "DNAT "), (back, "un-DNAT ")):
+        for record in records:
+            told = [text for hop in record["hops"] for text in hop.get("changes", ())]
+            assert any(text.startswith(word) for text in told), told
+    return there, back
+
+
+@VERSIONS
+def test_pod_to_service_to_pod(trace, packets, node, version):
+    client, server = node.client, node.server
+    there, back = asked(packets, node, server, version)
+    trace.check(there, node.between(client, server, version))
+    trace.check(back, node.between(server, client, version))
+    own, theirs, service = client.ip(version), server.ip(version), datapaths.VIP[version]
+    assert {tracing.ends(record) for record in there} == {(own, service, None, theirs)}
+    assert {tracing.ends(record) for record in back} == {(theirs, own, service, None)}
+
+
+@VERSIONS
+def test_hairpin(trace, packets, node, version):
+    """A pod reaches itself through its Service."""
+    client = node.client
+    there, back = asked(packets, node, client, version)
+    trace.check(there + back, node.between(client, client, version))
+    own, service, gateway = client.ip(version), datapaths.VIP[version], datapaths.GATEWAY[version]
+    assert {tracing.ends(record) for record in there} == {(own, service, gateway, own)}
+    assert {tracing.ends(record) for record in back} == {(own, gateway, service, own)}
+
+
+def test_dropped_by_a_rule(trace, packets, routed, release):
+    left, right, port = routed.left, routed.right, new_port()
+    with rules.nft(routed.router, "inet", "forward", f"udp dport {port} drop"):
+        send_numbered(left.where, (right.ip4, port), COUNT)
+        found = packets.expect(COUNT, {"dst.port": port}, WAIT_S)
+    way = hops.forwarded(routed.router.name, ("to-left", "to-right"))
+    died = [*way[: [" FORWARD" in line for line in way].index(True) + 1]]
+    died.append(f"{routed.router.name} to-left kfree_skb")
+    trace.check(found, [*hops.sent(left.where.name), *died], "dropped")
+    for record in found:
+        assert record["netfilter.hook"] == "FORWARD"
+        assert record["drop.reason"] == "NETFILTER_DROP" if release >= (5, 18) else "NOT_SPECIFIED"
