@@ -3,11 +3,6 @@
 #if defined(WITH_TRACE) && !defined(TRACER_ROUTE_H)
 #define TRACER_ROUTE_H
 
-static __always_inline int same_address(const __u8 *one, const __u8 *other)
-{
-	return *(__u64 *)one == *(__u64 *)other && *(__u64 *)(one + 8) == *(__u64 *)(other + 8);
-}
-
 /*
  * A routing decision. The lookup does not name the packet: it is the one last told on this CPU, if
  * that has just been received there, to the same destination, and the route is its namespace's.

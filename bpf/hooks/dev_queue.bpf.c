@@ -7,8 +7,12 @@ int dev_queue(unsigned long long *ctx)
 	struct sk_buff *skb = (void *)ctx[0];
 	struct net_device *dev = LOAD(skb->dev);
 	struct sight sight = {};
+	struct hop_event *event;
 
 	see(typed, skb, dev, LOAD(skb->head) + LOAD(skb->network_header), &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_QUEUE, MAY_BEGIN));
+	event = begin_hop(typed, &sight, HOP_DEV_QUEUE, MAY_BEGIN);
+	if (event)
+		remember_whole(&sight, event);
+	end_hop(&sight, event);
 	return 0;
 }

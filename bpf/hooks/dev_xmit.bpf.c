@@ -16,6 +16,7 @@ int dev_xmit(unsigned long long *ctx)
 	if (!anything_followed())
 		return 0;
 	see(typed, skb, dev, l3, &sight);
+	adopt_segment(typed, &sight);
 	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_XMIT, MAY_NOT_BEGIN));
 #endif
 	return 0;

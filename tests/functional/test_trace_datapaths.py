@@ -10,7 +10,14 @@ import pytest
 from lab import namespaces, runner, tc, ways
 from lab.namespaces import End
 from lab.topology import meet
-from lab.traffic import family_of, new_port, send_numbered, send_udp, udp_listener
+from lab.traffic import (
+    family_of,
+    new_port,
+    send_numbered,
+    send_udp,
+    tcp_listener,
+    udp_listener,
+)
 
 COUNT = 5
 FRAGMENTED_BYTES = 4000
@@ -90,7 +97,7 @@ def link_address(where, device):
 @pytest.fixture(scope="module")
 def trace(calico, cilium, macvlan, cri_env):  # noqa: ARG001 - all is there before it looks
     """One `tracer trace` for the module."""
-    with runner.running("trace", f"udp and ({NETS})", "-o", "json", env=cri_env) as live:
+    with runner.running("trace", f"(udp or tcp) and ({NETS})", "-o", "json", env=cri_env) as live:
         yield live
         done = live.stop()
     assert done.code == 0, done.err
@@ -185,3 +192,45 @@ def test_fragments(calico, packets, version):
     if version == 4:
         told = [text for hop in first["hops"] for text in hop.get("changes", ())]
         assert any(text.startswith("reassembled, ") for text in told), (family, told)
+
+
+@contextmanager
+def without_segmentation(where, device):
+    """Neither the device nor its driver takes more than a frame at once."""
+    both = ("tso", "gso")
+    where.run("ethtool", "-K", device, *(word for one in both for word in (one, "off")))
+    try:
+        yield
+    finally:
+        where.run("ethtool", "-K", device, *(word for one in both for word in (one, "on")))
+
+
+def test_segments(calico, packets):
+    """What one sk_buff was goes on as several, each a branch with its own end."""
+    node, one, other = calico
+    port = new_port()
+    with (
+        without_segmentation(node, "cali2"),
+        tcp_listener(other, port) as listener,
+        one.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
+    ):
+        client.connect(("10.253.1.2", port))
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(5)
+            client.sendall(bytes(FRAGMENTED_BYTES))
+            left = FRAGMENTED_BYTES
+            while left:
+                left -= len(accepted.recv(left))
+            runner.until_quiet(packets.live, 1.4, 8)
+    (record,) = packets.find({"dst.port": port, "tcp.flags": "PSH,ACK"})
+    hops = [hop for hop in record["hops"] if hop["hook"] not in ways.UNSURE]
+    segments = [hop for hop in hops if "segment" in hop.get("changes", ())]
+    assert record["hops"][0]["changes"] == ["GSO 3 segments"]
+    assert len(segments) == len({hop["branch"] for hop in segments}) == 3
+    way = [f"{node.name} cali2 net_dev_start_xmit", *ways.received(other.name)]
+    for segment in segments:
+        assert "GSO 3 → 1 segments" in segment["changes"]
+        mine = {**record, "hops": [hop for hop in hops if hop["branch"] == segment["branch"]]}
+        assert ways.told(mine)[: len(way)] == way
+    assert record["verdict"] == "delivered"

@@ -64,8 +64,10 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
         told[at].append(f"ttl {one} → {other}")
     forked = np.flatnonzero((order.branch > 0) & (order.previous >= 0))
     forked = forked[order.branch[order.previous[forked]] != order.branch[forked]]
+    # Clones share their data; what has other data was cut out of it, or put together.
+    segment = (rows["hop"] == HOP.HOP_DEV_XMIT) & (rows["head"] != rows["head"][order.previous])
     for at in forked.tolist():
-        told[at].insert(0, "clone")
+        told[at].insert(0, "segment" if segment[at] else "clone")
     _routes(rows, told)
     return told
 
