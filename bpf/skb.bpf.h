@@ -45,14 +45,16 @@
  */
 #define LOAD(expression) (typed ? (expression) : READ(expression))
 
+/* What one window shows; programs ask for no more at once, whether there are windows or not. */
+#define WINDOW_WORDS 6
+#define WINDOW_BYTES 48
+
 #ifdef SK_BUFF_BTF_ID
 /*
  * WINDOW_WORDS from any kernel address on, for plain loads of any size that read 0 on a fault:
  * we tell the verifier that there is an skb whose control block (an array of bytes, in which it
  * lets us read as we like) begins there.
  */
-#define WINDOW_WORDS 6
-#define WINDOW_BYTES 48
 static __always_inline const void *window(const void *from)
 {
 	const __u64 offset = __builtin_offsetof(struct sk_buff, cb);
