@@ -77,15 +77,17 @@ def has_table(where):
     return bool(OURS.search(where.run("nft", "list", "ruleset")))
 
 
-def ended_by_itself(live):
+def ended_by_itself(live, left, port):
+    """--count 1: the one datagram finds no socket, in a namespace without rules."""
+    send_udp(left, ("127.0.0.1", port), 1)
     live.ended()
 
 
-def interrupted(live):
+def interrupted(live, *_):
     assert live.stop().code in (0, 1)
 
 
-def killed(live):
+def killed(live, *_):
     live.stop(signal.SIGKILL)
 
 
@@ -94,13 +96,14 @@ def killed(live):
 def test_the_rules_are_as_before_when_it_ends(routed, rules, command, end):
     places = [namespaces.node(), rules, routed.left.where, routed.right.where]
     before = [listed(place) for place in places]
-    limit = ["--duration", "3s"] if end is ended_by_itself else []
-    with runner.running(command, "-o", "json", "--rules", *limit) as live:
+    port = new_port()
+    only = [f"udp port {port}", "--count", "1"]
+    with runner.running(command, *only, "-o", "json", "--rules") as live:
         assert has_table(rules)
         assert (
             OURS.sub("", rules.run("nft", "-a", "list", "ruleset")) == "".join(before[1][:1]) + "\n"
         )
-        end(live)
+        end(live, routed.left.where, port)
     # A killed process gives its sockets back a moment after it is gone.
     until(lambda: not any(map(has_table, places)), "tracer's tables have gone", 5)
     assert [listed(place) for place in places] == before

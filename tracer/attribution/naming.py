@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tracer.analysis.headers import packet_key
@@ -19,6 +19,8 @@ from tracer.analysis.rule_fields import (
 from tracer.analysis.rule_infer import lethal_verdicts
 from tracer.analysis.rule_packet import host_of, packet_at
 from tracer.analysis.rule_trace import knows, traced_end
+from tracer.analysis.ruleset.model import XT_LEGACY
+from tracer.attribution.handles import Handles
 from tracer.attribution.narrow import narrow
 from tracer.attribution.readings import Readings
 from tracer.attribution.tables import TraceTables
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from tracer.netfilter.nft_table import Match
     from tracer.netfilter.nft_trace import Visit
 
-HOLD_NS = 10_000_000_000
+LAST_S = 5.0
+"""How long the end of a run waits for rules to be read."""
+HOLD_NS = 30_000_000_000
 """How long a drop waits for its rules to be read; then it is shown without."""
 MAX_WAITING = 20_000
 MAX_RULESETS = 64
@@ -122,6 +126,7 @@ class RuleNaming:
         self._waiting: list[_Waiting] = []
         self._version = -1
         self._objects = _Objects()
+        self._handles = Handles()
         self._hosts: dict[int, tuple[int, Host]] = {}
         self._inferred: dict[tuple[object, ...], tuple[Ruleset, tuple[Verdict, ...]]] = {}
 
@@ -191,11 +196,14 @@ class RuleNaming:
         return done
 
     def last(self) -> list[Record]:
-        """All that still wait, after the last `add`; waits for their rules."""
+        """All that still wait, after the last `add`; waits a little for their rules."""
+        end_s = time.monotonic() + LAST_S
         done = self.named()
-        while self._waiting:
+        while self._waiting and time.monotonic() < end_s:
             time.sleep(0.02)
             done += self.named()
+        done += [one.record for one in self._waiting]
+        self._waiting = []
         return done
 
     def close(self) -> None:
@@ -220,13 +228,27 @@ class RuleNaming:
         else:
             verdicts = self._infer(one, reading)
             if len(verdicts) == 1:
-                end = verdicts[0].ends[-1]
+                end = self._with_handle(verdicts[0].ends[-1], one.netns, reading)
                 one.record.update(rule_fields(end, INFERRED))
             elif verdicts:
                 one.record.update(candidate_fields(verdicts))
         if end:
             one.record.update(self._object(end, one.packet, reading))
         return one.record
+
+    def _with_handle(self, end: End, netns: int, reading: Reading) -> End:
+        """The same end; its rule has its handle, if it can be found."""
+        rule = end.rule
+        if reading.handles or rule is None or rule.handle or end.base.backend == XT_LEGACY:
+            return end
+        place = rule.family, rule.table, rule.chain
+        known = self._handles.put(self._node(), netns, reading, place)
+        table = known.tables.get((rule.family, rule.table, False))
+        chain = table.chains.get(rule.chain) if table else None
+        # The verdict may be of an older reading than this one: then it keeps what it has.
+        same = chain is not None and rule.index < len(chain.rules)
+        found = chain.rules[rule.index] if chain is not None and same else rule
+        return replace(end, rule=found) if found.body is rule.body else end
 
     def _infer(self, one: _Waiting, reading: Reading) -> tuple[Verdict, ...]:
         """What the rules as they are say, else what they said when they were read before."""
@@ -265,8 +287,9 @@ class RuleNaming:
         place = visit.family, visit.table, visit.chain
         # A rule that is not there any more may have been there when it was read last. Not the
         # other way round: a table that is made anew gives the same handles to other rules.
-        gone = not knows(reading.ruleset, place, visit.steps)
-        ruleset = reading.before if gone else reading.ruleset
+        last = visit.steps[-1][0] if visit.steps else visit.chain
+        known = self._handles.put(self._node(), one.netns, reading, (*place[:2], last))
+        ruleset = known if knows(known, place, visit.steps) else reading.before
         end = traced_end(ruleset, place, visit.steps, visit.verdict, by_policy=visit.by_policy)
         hook = one.record.get("netfilter.hook", "").lower()
         base = end.base.base

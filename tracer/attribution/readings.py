@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LEGACY_S = 1.0
 """Least time between two readings of iptables-legacy rules, of which nobody tells a change."""
+CHEAP_S = 0.5
+"""A ruleset that takes longer to read is not read again with every change of it."""
 SHARE = 1 / 10
 """Most of one CPU that such readings may take."""
 STOP_S = 1.0
@@ -44,6 +46,8 @@ class Reading:
     generation: int = 0
     """nf_tables' number of this ruleset."""
     cost_s: float = 0.0
+    handles: bool = True
+    """Whether the rules of iptables-nft have their handles."""
     legacy: bool = False
     """Whether there are iptables-legacy tables, which have no such number."""
 
@@ -106,8 +110,8 @@ class Readings:
 
     def _look(self, netns: int, place: _Place, checked_ns: int) -> Reading:
         path = netns_path(self._node().namespaces.get(netns), netns)
-        if not path:
-            raise TracerError("the network namespace cannot be entered")
+        if not path:  # it ended, as a pod's does: nothing to tell a person of
+            return Reading(_NOTHING, checked_ns, checked_ns)
         before = place.reading
         generation = run_in(path, netns, _generation)
         if before and _is_fresh(before, generation, checked_ns):
@@ -118,11 +122,14 @@ class Readings:
         )
         texts = dict(printed.texts)
         ruleset = place.reader.read(Texts(texts.pop("nft").encode(), **texts))
-        for warning in (*printed.warnings, *ruleset.warnings):
+        # Without handles the ruleset warns of it: they are asked for chain by chain instead.
+        for warning in (*printed.warnings, *(ruleset.warnings if printed.handles else ())):
             self._tell(f"rules of netns {netns}: {warning}")
         cost_s = time.monotonic() - began_s
         former = before.ruleset if before else _NOTHING
-        return Reading(ruleset, checked_ns, checked_ns, former, generation, cost_s, legacy)
+        return Reading(
+            ruleset, checked_ns, checked_ns, former, generation, cost_s, printed.handles, legacy
+        )
 
     def _tell(self, warning: str) -> None:
         if warning not in self._told:
@@ -136,8 +143,8 @@ def _generation() -> int:
 
 
 def _is_fresh(before: Reading, generation: int, now_ns: int) -> bool:
-    """Whether a ruleset need not be read again."""
-    if generation != before.generation:
-        return False
+    """Whether a ruleset need not be read again; a very large one may be stale for a while."""
     age_s = (now_ns - before.read_ns) / 1e9
+    if generation != before.generation:
+        return before.cost_s > CHEAP_S and age_s < before.cost_s / SHARE
     return not before.legacy or age_s < max(LEGACY_S, before.cost_s / SHARE)

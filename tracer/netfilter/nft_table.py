@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 NFNL_SUBSYS_NFTABLES = 10
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM = 0, 1, 2, 3, 6, 9, 12
+GETRULE = 7
 NEWGEN, GETGEN = 15, 16
 NFT_TABLE_F_OWNER = 2
 """6da61c4a2a7c, 5.12: the table goes with the socket, and no one else can change it."""
 NFPROTO = {"ip": 2, "ip6": 10}
 NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By number: enum nf_inet_hooks, and the same in enum nf_br_hooks."""
 FIRST = -(1 << 31)
@@ -78,6 +80,27 @@ def generation(sock: socket.socket) -> int:
 def has_tables(sock: socket.socket, family: int) -> bool:
     """Whether somebody has a table of this family in the namespace."""
     return bool(list(nfnl.ask(sock, _message(GETTABLE, nfnl.NLM_F_DUMP, family))))
+
+
+def tables(sock: socket.socket) -> list[tuple[str, str]]:
+    """(family, name) of every table; nft itself would read all rules to tell as much."""
+    found = []
+    for _, answer in nfnl.ask(sock, _message(GETTABLE, nfnl.NLM_F_DUMP, 0)):
+        told = dict(nfnl.attributes(answer, nfnl.BODY, len(answer)))
+        name = told.get(1, b"").rstrip(b"\0").decode(errors="replace")
+        found.append((FAMILIES.get(answer[nfnl.HEADER.size], "?"), name))
+    return found
+
+
+def rule_handles(sock: socket.socket, family: str, table: str, chain: str) -> tuple[int, ...]:
+    """The handles of a chain's rules, in order; of family `ip` or `ip6`."""
+    only = text(1, table) + text(2, chain)
+    answers = nfnl.ask(sock, _message(GETRULE, nfnl.NLM_F_DUMP, NFPROTO[family], only))
+    handles = []
+    for _, answer in answers:
+        told = dict(nfnl.attributes(answer, nfnl.BODY, len(answer)))
+        handles.append(int.from_bytes(told.get(3, b""), "big"))
+    return tuple(handles)
 
 
 def install(sock: socket.socket, name: str, wanted: Wanted, before: Wanted | None = None) -> None:

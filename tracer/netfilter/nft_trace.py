@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 
 from tracer.netfilter import nfnl
-from tracer.netfilter.nft_table import NFNL_SUBSYS_NFTABLES
+from tracer.netfilter.nft_table import FAMILIES, NFNL_SUBSYS_NFTABLES
 
 NFNLGRP_NFTRACE = 9
 NFT_MSG_TRACE = NFNL_SUBSYS_NFTABLES << 8 | 17
@@ -26,7 +26,6 @@ SO_RCVBUFFORCE = 33
 """enum nft_trace_attributes."""
 _BY_POLICY, _BY_RETURN, _BY_RULE = 1, 2, 3
 """enum nft_trace_types."""
-FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _VERDICTS = {
     -1: "continue", -2: "break", -3: "jump", -4: "goto", -5: "return",
     0: "drop", 1: "accept", 2: "stolen", 3: "queue", 4: "repeat", 5: "stop",
