@@ -14,6 +14,7 @@ HEAD = """# Kernels that tracer was run on
 
 Written by `scripts/test --kernels all --document` from what it saw: Debian's kernels, booted one
 after the other in an emulated x86_64 machine, each running `tests/kernels` with real packets.
+Which distribution has which kernel: [distributions.md](distributions.md).
 """
 HOOKS = """## Hooks
 
