@@ -438,8 +438,12 @@ def play(bench, score, seed, load):
     ways, arrived = judged(referee, score, seed, ruleset, first, numbers)
     later = list(followers(first, ways, arrived, numbers))
     second, answers = later[::2], later[1::2]
-    judged(referee, score, seed, ruleset, second, numbers)
-    judged(referee, score, seed, ruleset, answers, numbers)
+    again, _ = judged(referee, score, seed, ruleset, second, numbers)
+    marked = [
+        Known(one.sent, replace(one.ct, mark=way.last.ct.mark))
+        for one, way in zip(answers, again, strict=True)
+    ]
+    judged(referee, score, seed, ruleset, marked, numbers)
 
 
 def count_legacy(bench, seed):

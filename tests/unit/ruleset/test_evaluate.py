@@ -220,6 +220,22 @@ def test_of_one_priority_the_kernel_calls_first_what_came_last():
     assert [end.base.table for end in ends] == ["t2", "t1"]
 
 
+def test_what_comes_first_of_both_backends_is_not_told():
+    """Where it matters there are two candidates; where one rule decides anyway, one."""
+    drop, reject = "-A FORWARD -j DROP", "-A FORWARD -j REJECT --reject-with tcp-reset"
+
+    def text(rule):
+        return f"*filter\n:FORWARD ACCEPT [0:0]\n{rule}\nCOMMIT\n"
+
+    both = Reader().read(Texts(iptables=text(drop), iptables_legacy=text(reject)))
+    answer = evaluate(both, "forward", PACKET, HOST)
+    assert [one.verdict for one in answer.candidates] == ["drop", "reject"]
+    assert "comes first" in answer.unknown[0]
+    for rule, verdict in ((drop, "drop"), ("-A FORWARD -j ACCEPT", "accept")):
+        one = Reader().read(Texts(iptables=text("-A FORWARD"), iptables_legacy=text(rule)))
+        assert said(one) == verdict
+
+
 def test_nothing_hooked_in_is_accepted():
     answer = evaluate(read_nft(nft(("c", None, [[DROP]]))), "forward", PACKET, HOST)
     assert answer.certain

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MAX_CANDIDATES = 64
 _MAX_RUNS = 16 * MAX_CANDIDATES
 _NOTHING_KNOWN = Host()
+_ORDER = "whether iptables-legacy or nf_tables comes first at one priority"
 
 
 def evaluate(
@@ -45,19 +46,52 @@ def evaluate(
     Of a packet that a bridge handles by itself give `base_chains(…, "bridge")`; where the
     base chain that decided is known, give that one. Candidates come in the order of the rules.
     """
-    if bases is None:
-        device = packet.oif if hook == "egress" else packet.iif
-        bases = base_chains(ruleset, hook, packet.family, device)
-    walker = Walker(ruleset, hook, host, bases)
-    walker.pending.append(Run(packet))
+    device = packet.oif if hook == "egress" else packet.iif
+    orders = [bases] if bases is not None else _orders(ruleset, hook, packet.family, device)
     found: dict[tuple[object, ...], Verdict] = {}
+    unknown: dict[str, None] = {}
+    cut = ruleset.incomplete
+    for order in orders:
+        walker = Walker(ruleset, hook, host, order)
+        for verdict in _candidates(walker, packet):
+            if order is orders[0] or not any(_same(verdict, one) for one in found.values()):
+                found.setdefault(_ends(verdict), verdict)
+                unknown.update(walker.unknown if order is orders[0] else {_ORDER: None})
+        unknown.update(walker.unknown)
+        cut |= bool(walker.pending)
+    return Answer(tuple(found.values()), tuple(unknown), cut)
+
+
+def _orders(
+    ruleset: Ruleset, hook: str, family: str, device: str | None
+) -> list[tuple[Chain, ...]]:
+    """The orders in which the kernel may call the base chains: two where tools do not tell."""
+    orders = [
+        base_chains(ruleset, hook, family, device, legacy_first=first) for first in (False, True)
+    ]
+    return orders[:1] if orders[0] == orders[1] else orders
+
+
+def _candidates(walker: Walker, packet: Packet) -> Iterator[Verdict]:
+    """Every fate that ends by other rules, up to a limit; what is left stays in `pending`."""
+    walker.pending.append(Run(packet))
+    seen: set[tuple[object, ...]] = set()
     runs = 0
-    while walker.pending and len(found) < MAX_CANDIDATES and runs < _MAX_RUNS:
+    while walker.pending and len(seen) < MAX_CANDIDATES and runs < _MAX_RUNS:
         runs += 1
         verdict = walker.walk(walker.pending.pop())
-        found.setdefault(_ends(verdict), verdict)
-    cut = bool(walker.pending) or ruleset.incomplete
-    return Answer(tuple(found.values()), tuple(walker.unknown), cut)
+        if _ends(verdict) not in seen:
+            seen.add(_ends(verdict))
+            yield verdict
+
+
+def _same(one: Verdict, other: Verdict) -> bool:
+    """Whether the same rule or policy decided the same; of what passed, every chain's."""
+    if one.verdict != other.verdict:
+        return False
+    if one.verdict == "accept":
+        return set(_ends(one)) == set(_ends(other))
+    return _ends(one)[-1] == _ends(other)[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +142,7 @@ def _counted(chains: Mapping[str, Chain]) -> Iterator[tuple[tuple[object, ...], 
 def _ends(verdict: Verdict) -> tuple[object, ...]:
     """What tells two candidates apart: where each base chain ended, and how."""
     return tuple(
-        (end.base.table, end.base.name, end.verdict)
+        (end.base.family, end.base.table, end.base.backend, end.base.name, end.verdict)
         + ((end.rule.chain, end.rule.index) if end.rule else ())
         for end in verdict.ends
     )

@@ -20,13 +20,19 @@ _ICMP = frozenset({1, 58})
 
 
 def base_chains(
-    ruleset: Ruleset, hook: str, family: str, device: str | None = None
+    ruleset: Ruleset,
+    hook: str,
+    family: str,
+    device: str | None = None,
+    *,
+    legacy_first: bool = False,
 ) -> tuple[Chain, ...]:
     """Base chains that a packet of `family` meets at `hook`, in order.
 
     `family` is `ip` or `ip6` (with those of `inet`), `arp`, or `bridge` for a frame that a
     bridge handles. At `ingress` and `egress` only chains of `device` count. Among
-    chains of one priority the kernel calls first which was hooked in last: by handles.
+    chains of one priority the kernel calls first which was hooked in last: by handles. Of one of
+    iptables-legacy and one of nf_tables nothing tells: `legacy_first` decides.
     """
     families = {family, "inet"} if family in {"ip", "ip6"} else {family}
     if hook in _DEVICE_HOOKS:
@@ -39,7 +45,8 @@ def base_chains(
         if chain.base and chain.base.hook == hook
         if hook not in _DEVICE_HOOKS or device in chain.base.devices
     ]
-    return tuple(chain for _, chain in sorted(found, key=lambda pair: _order(*pair)))
+    found.sort(key=lambda pair: _order(pair[0], pair[1], legacy_first=legacy_first))
+    return tuple(chain for _, chain in found)
 
 
 def slot(chain: Chain) -> int:
@@ -96,8 +103,8 @@ def _untouched(ct: Conntrack, hook: str) -> bool:
     return ("dnat" if (hook in _DESTINATION) == original else "snat") not in ct.status
 
 
-def _order(table: Table, chain: Chain) -> tuple[int, ...]:
+def _order(table: Table, chain: Chain, *, legacy_first: bool) -> tuple[int, ...]:
     base = chain.base
     priority = base.priority if base else 0
-    legacy = table.backend == XT_LEGACY
+    legacy = (table.backend == XT_LEGACY) is not legacy_first
     return slot(chain), priority, legacy, -table.handle, -chain.handle
