@@ -163,7 +163,7 @@ def only(whole: FlowTable, names: Iterable[str]) -> FlowTable:
 
 
 def concat(tables: Sequence[FlowTable]) -> FlowTable:
-    """All rows of several tables, in their order."""
+    """All rows of several tables, in their order; of none, none."""
     tables = [one for one in tables if one.rows]
     if len(tables) == 1:
         return tables[0]

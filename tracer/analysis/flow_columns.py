@@ -18,11 +18,11 @@ from tracer.analysis.flows import sum_flows
 from tracer.analysis.names import owner_of, pod_at
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, network_type, tcp_flags, transport
 from tracer.analysis.services import service_columns
-from tracer.flow_table import Column, FlowTable, coded, constant, take
+from tracer.flow_table import Column, FlowTable, coded, concat, constant, take
 from tracer.flow_table import table as as_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,16 +36,30 @@ _MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint32)
 """The three words before an IPv4 address (RFC 4291 2.5.5.2)."""
 
 
-def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
+TABLE_ROWS = 1 << 14
+"""Flows told in one table: of a million all columns at once would take half a gigabyte."""
+
+
+def flow_tables(keys: Numbers, counts: Numbers, context: Context) -> Iterator[FlowTable]:
     """Packets that crossed pod devices: `keys` (n,) flow_key, `counts` (n,) flow_count, in rows.
 
-    Earliest first; rows of one flow are summed.
+    Rows of one flow are summed; earliest first, in tables of up to TABLE_ROWS.
     """
     keys, totals = sum_flows(keys, counts)
     order = np.argsort(totals["first_ns"], kind="stable")
-    keys, totals = keys[order], totals[order]
-    ends = _Ends(keys["tuple"])
     pods = _Pods(context.node)
+    for at in range(0, len(order), TABLE_ROWS):
+        rows = order[at : at + TABLE_ROWS]
+        yield _flow_table(keys[rows], totals[rows], context, pods)
+
+
+def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
+    """All of `flow_tables` in one."""
+    return concat(list(flow_tables(keys, counts, context)))
+
+
+def _flow_table(keys: Numbers, totals: Numbers, context: Context, pods: _Pods) -> FlowTable:
+    ends = _Ends(keys["tuple"])
     charged = pods.at_places(keys)
     unplaced = charged < 0
     charged[unplaced] = pods.by_address(ends)[ends.source[unplaced]]

@@ -20,13 +20,14 @@ import signal
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tracer.analysis.flow_aggregate import aggregate, grouping
 from tracer.analysis.flow_cache import FlowCache, Timeouts
-from tracer.analysis.flow_columns import drop_table, flow_table, other_table
+from tracer.analysis.flow_columns import drop_table, flow_tables, other_table
 from tracer.analysis.flow_filter import Lists, parse_lists
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
 from tracer.commands import flow_options, options
@@ -43,6 +44,7 @@ from tracer.sinks.flow_files import open_flows
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
     from types import FrameType
 
     from tracer.flow_table import FlowTable
@@ -142,24 +144,40 @@ class Flows:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         flows = self._waiting.due(*flows, now_ns, everything=last)
         context = self._session.context()
-        begin_ns, end_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
-        tables = [
-            flow_table(*flows, context),
-            drop_table(*drops, context, (begin_ns, end_ns)),
-            other_table(*other, context, end_ns),
-        ]
+        interval_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
         self._begin_ns = now_ns
-        for table in (tables[0], tables[2]):
-            self.packets += int(table.columns["packets"].values.sum()) if table.rows else 0
-        counted = concat(tables)
-        self.live = counted.rows
-        table = self._wanted.chosen(counted, context.node)
-        self.flows += table.rows
-        self._sink.write(table)
+        self.packets += int(flows[1]["packets"].sum()) + int(other[1].sum())
+        tables = chain(
+            flow_tables(*flows, context),
+            [drop_table(*drops, context, interval_ns)],
+            [other_table(*other, context, interval_ns[1])],
+        )
+        self._write_tables(tables, context.node, start_s)
         for source, count in self._session.new_losses().items():
             self._sink.lost(source, count)
+
+    def _write_tables(self, tables: Iterable[FlowTable], node: Node, start_s: float) -> None:
+        """Write what is wanted of one interval, table by table: all at once would be large."""
+        counted, summed = [], []
+        live = 0
+        for table in tables:
+            live += table.rows
+            chosen = self._wanted.chosen(table, node)
+            if self._wanted.aggregate:
+                summed.append(chosen)
+            else:
+                self._tell(chosen)
+            if self._metrics:
+                counted.append(table)
+        self.live = live
+        if summed:
+            self._tell(aggregate(concat(summed), self._wanted.aggregate))
         if self._metrics:
-            self._metrics.add(counted, time.monotonic() - start_s)
+            self._metrics.add(concat(counted), time.monotonic() - start_s)
+
+    def _tell(self, table: FlowTable) -> None:
+        self.flows += table.rows
+        self._sink.write(table)
 
     def health(self) -> Health:
         """How the run is; from any thread."""

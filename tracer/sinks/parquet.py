@@ -33,8 +33,10 @@ except ImportError as error:
         "format parquet: pyarrow is not installed", "pip install node-packet-tracer[parquet]"
     ) from error
 
-# A node's processors are there for its pods: threads of Arrow's own would take them all.
+# A node's processors are there for its pods: threads of Arrow's own would take them all, and its
+# own allocators keep what is freed for minutes.
 pa.set_cpu_count(1)
+pa.set_memory_pool(pa.system_memory_pool())
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
