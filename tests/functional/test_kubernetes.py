@@ -130,10 +130,21 @@ def test_flows_name_services(cluster, cri_env, api, tmp_path):
     config = kubeconfig(tmp_path / "config", api.url)
     wanted = {"type": "flow", "verdict": "forwarded", "src.address": cluster.client.ip4} | SERVICE
     run = ("flows", "--interval", "500ms", "--kubeconfig", str(config), "--format", "flat")
-    with running(*run, env=cri_env) as live:
+    with running(*run, "--service", "data/redis", env=cri_env) as live:
+        other = new_port()
+        send_udp(cluster.client.where, (cluster.outside_ip4, other), COUNT)
         until_known(cluster, watch(live), SERVICE_PORT, wanted)
         done = live.stop()
     assert done.code == 0, done.err
+    flows = [record for record in done.records if record["type"] == "flow"]
+    assert {record["service.name"] for record in flows} == {"redis"}
+
+
+def test_flows_of_a_service_need_somebody_who_knows_it():
+    env = {"KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": ""}
+    done = finish("flows", "--concurrent", "--service", "data/redis", env=env)
+    assert done.code == 2
+    assert "error: service: nobody tells of Services" in done.err
 
 
 def test_without_credentials_nothing_is_asked(cluster, cri_env, api, to_service):

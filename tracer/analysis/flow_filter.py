@@ -181,6 +181,19 @@ def _workload(end: str, values: Sequence[dict[str, str]]) -> Callable[[_Rows], M
     return lambda rows: _any(rows, [one(rows, *pair) for pair in wanted])
 
 
+def _service(values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    """`shop/web`: asked or answering."""
+    wanted = [value.partition("/") for value in values]
+    if not all(namespace and name for namespace, _, name in wanted):
+        raise ValueError("write it as namespace/name")
+
+    def one(rows: _Rows, namespace: str, name: str) -> Mask:
+        named = rows.text("service.name", name.__eq__)
+        return named & rows.text("service.namespace", namespace.__eq__)
+
+    return lambda rows: _any(rows, [one(rows, of, name) for of, _, name in wanted])
+
+
 def _flags(values: Sequence[dict[str, bool]]) -> Callable[[_Rows], Mask]:
     """`{"SYN":true}`: all that are true must have been seen."""
     wanted = [{name for name, on in value.items() if on} for value in values]
@@ -208,9 +221,10 @@ _TESTS: Mapping[str, Callable[[Any], Callable[[_Rows], Mask]]] = {
     "traffic_direction": partial(_one_of, "direction", _DIRECTIONS),
     "ip_version": partial(_one_of, "network.type", _VERSIONS),
     "protocol": _protocol,
+    "service": _service,
     "tcp_flags": _flags,
     "node_name": partial(_name, "k8s.node.name"),
     "interface": partial(_name, "interface.name"),
     "drop_reason": partial(_name, "drop.reason"),
 }
-"""Hubble's fields, but `drop_reason`, which has the kernel's names."""
+"""Hubble's fields, and `service`; but `drop_reason` has the kernel's names."""

@@ -15,14 +15,23 @@ if TYPE_CHECKING:
 IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 
 
+def configured(kubeconfig: Path | None = None) -> bool:
+    """Whether there is anybody to ask, as far as can be told without asking."""
+    return bool(_named(kubeconfig) or os.environ.get(IN_CLUSTER))
+
+
+def _named(kubeconfig: Path | None) -> str:
+    return str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG", "")
+
+
 def connect(kubeconfig: Path | None = None) -> Access | None:
     """Credentials of `kubeconfig`, else of $KUBECONFIG, else of the pod that we are; else None.
 
     Nothing is asked yet. TracerError where a kubeconfig was named and cannot be used.
     """
-    named = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG", "")
-    if not named and IN_CLUSTER not in os.environ:
+    if not configured(kubeconfig):
         return None
+    named = _named(kubeconfig)
     # 30 MB and a tenth of a second, for those who use it.
     from kubernetes.client import ApiClient, Configuration  # noqa: PLC0415
     from kubernetes.config import (  # noqa: PLC0415

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tracer.analysis.flow_aggregate import GROUPS
+from tracer.cluster.credentials import configured
 from tracer.commands import options
 from tracer.errors import TracerError
 from tracer.sinks.flow_files import FORMATS, Request, usual
 from tracer.sinks.rotation import FSYNC, SUFFIXES
 
-if TYPE_CHECKING:
-    import argparse
-
 DEFAULT_INTERVAL_S = 10.0
+_SERVICE = "service"
+"""The field of --allow and --deny that only the Kubernetes API can fill."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -39,6 +40,14 @@ def _count(text: str) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _service(text: str) -> str:
+    """`NS/NAME` as a filter of --allow; TracerError for anything else."""
+    namespace, _, name = text.partition("/")
+    if not (namespace and name):
+        raise TracerError(f"--service '{text}': not a Service", "write it as namespace/name")
+    return json.dumps({_SERVICE: [text]})
 
 
 def add_counting(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +83,10 @@ def add_counting(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow", "--allow-list", action="append", default=[], metavar="JSON",
         help='only flows that pass a filter: \'{"source_pod":["shop/"],"verdict":["DROPPED"]}\'',
+    )  # fmt: skip
+    group.add_argument(
+        "--service", action="append", type=_service, dest="allow", default=argparse.SUPPRESS,
+        metavar="NS/NAME", help="flows of a Service, as one more --allow; asks the Kubernetes API",
     )  # fmt: skip
     group.add_argument(
         "--deny", "--deny-list", action="append", default=[], metavar="JSON",
@@ -128,6 +141,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def request(args: argparse.Namespace, node: str) -> Request:
     """What the options ask to write."""
+    named = any(f'"{_SERVICE}"' in text for text in (*args.allow, *args.deny))
+    if named and not configured(args.kubeconfig):
+        raise TracerError("service: nobody tells of Services", "--kubeconfig FILE asks the API")
     policy = usual(args.format)
     given = {
         "max_bytes": args.file_max_size,

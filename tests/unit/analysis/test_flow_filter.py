@@ -20,6 +20,7 @@ ROWS = [
     {"type": "flow", "verdict": "forwarded", "direction": "egress", "transport": "tcp",
      "network.type": "ipv4", "src.address": "10.1.0.2", "dst.address": "10.2.0.3",
      "src.port": 4000, "dst.port": 80, "k8s.src.namespace": "shop", "k8s.src.pod.name": "web-0",
+     "service.namespace": "shop", "service.name": "web",
      "k8s.src.owner.kind": "StatefulSet", "k8s.src.owner.name": "web", "tcp.flags": "SYN,ACK"},
     {"type": "flow", "verdict": "dropped", "direction": "ingress", "transport": "udp",
      "network.type": "ipv6", "src.address": "fd00::2", "dst.address": "fd00::3",
@@ -53,6 +54,9 @@ def kept(*, allow=(), deny=()):
         ('{"destination_label":["app!=web"]}', {1}),
         ('{"source_workload":[{"name":"web"}]}', {0}),
         ('{"source_workload":[{"name":"web","kind":"Deployment"}]}', set()),
+        ('{"service":["shop/web"]}', {0}),
+        ('{"service":["data/web","shop/web"]}', {0}),
+        ('{"service":["data/web"]}', set()),
         ('{"source_ip":["10.0.0.0/8"]}', {0}),
         ('{"destination_ip":["fd00::3","192.0.2.1"]}', {1}),
         ('{"destination_port":["80","81"]}', {0}),
@@ -89,6 +93,7 @@ def test_losses_are_always_kept():
         "verdict=DROPPED", "[]", "{}", '{"verdicts":["DROPPED"]}', '{"verdict":["LOST"]}',
         '{"source_ip":["10.0.0"]}', '{"source_port":["http"]}', '{"source_label":["a b c"]}',
         '{"tcp_flags":["SYN"]}', '{"source_workload":["web"]}', '{"source_pod":[3]}',
+        '{"service":["web"]}',
     ],
 )  # fmt: skip
 def test_what_is_no_filter_is_told(text):
