@@ -86,7 +86,7 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int]]:
         length, kind, _, _, _ = HEADER.unpack_from(data, start)
         if length < HEADER.size:
             return
-        yield kind, start, start + length
+        yield kind, start, min(start + length, len(data))
         start += (length + 3) & ~3
 
 
