@@ -29,7 +29,7 @@ from tracer.analysis.ruleset.evaluate import evaluate, moved
 from tracer.analysis.ruleset.model import XT_LEGACY, Conntrack, Host, Packet, Tuple
 from tracer.analysis.ruleset.read import Reader, Texts
 
-ROUNDS = int(os.environ.get("TRACER_AGREE_ROUNDS", "24"))
+ROUNDS = int(os.environ.get("TRACER_AGREE_ROUNDS", "16"))
 SEED = int(os.environ.get("TRACER_AGREE_SEED", "1"))
 AGREEMENT = 0.999
 PACKETS = 48
@@ -368,7 +368,7 @@ def read(router, reader):
     def save(tool):
         return router.run(f"{tool}-save", "-c")
 
-    return reader.read(
+    ruleset = reader.read(
         Texts(
             nft=router.run("nft", "-a", "-j", "list", "ruleset").encode(),
             iptables=save("iptables-nft"),
@@ -377,6 +377,9 @@ def read(router, reader):
             ip6tables_legacy=save("ip6tables-legacy"),
         )
     )
+    # A tracer that runs beside has a table of its own here, which lets everything pass.
+    ours = {key: one for key, one in ruleset.tables.items() if not key[1].startswith("tracer-")}
+    return replace(ruleset, tables=ours)
 
 
 class Score:
@@ -431,7 +434,7 @@ def play(bench, score, seed, load):
     router.run("conntrack", "-F", check=False)
     load(router, dice)
     ruleset = read(router, Reader())
-    assert ruleset.warnings == ()
+    assert not ruleset.incomplete
     router.run("nft", "-f", "-", stdin=rule_referee.TRACE)
     numbers = iter(range(1 + dice.randrange(30000), 0xFFFF))
     first = originals(dice, [next(numbers) for _ in range(PACKETS)])
