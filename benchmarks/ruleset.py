@@ -133,9 +133,7 @@ def measure(services: int, endpoints: int, *, nft: bool) -> Iterator[tuple[str, 
         mark=0, ct=Conntrack("new", frozenset(), "original"),
     )  # fmt: skip
     host = Host(frozenset({"198.51.100.10"}))
-    answer = timed(
-        figures, "first_walk_s", lambda: evaluate(ruleset, "prerouting", packet, host)
-    )
+    answer = timed(figures, "first_walk_s", lambda: evaluate(ruleset, "prerouting", packet, host))
     yield "candidates", len(answer.candidates)
     timed(figures, "walk_s", lambda: evaluate(ruleset, "prerouting", packet, host))
     after = timed(figures, "read_when_all_counted_s", lambda: reader.read(texts[1]))
