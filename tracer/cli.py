@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "drops": "which pods lose packets, why and where",
-    "flows": "count every pod's flows and log them",
-    "show": "render a recording again, anywhere",
-    "report": "answers from the files: who talks, what dies and why",
     "trace": "which way packets went, hop by hop, and where the time went",
+    "flows": "count every pod's flows and log them",
     "conntrack": "connection tracking: entries, events, failures, who fills it",
+    "report": "answers from the files: who talks, what dies and why",
+    "show": "render a recording again, anywhere",
     "pods": "which pod does this netns, device or address belong to",
     "doctor": "what this node can do, and what is missing",
     "hooks": "every hook, how it attaches here, and what is lost",
@@ -36,7 +36,10 @@ examples:
   tracer doctor                          can this node run tracer?
   tracer drops                           every dropped packet, live
   tracer drops --namespace shop -o json  the drops of one namespace, for jq
+  tracer trace --pod shop/cart-0         which way its packets go
   tracer flows --write flows.jsonl       a log of every pod's flows
+  tracer report flows.jsonl              what that log says
+  tracer conntrack --top                 who fills the conntrack table
 
 `tracer COMMAND --help` tells the rest.
 """
@@ -60,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _main_parser() -> _Parser:
-    commands = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     parser = _Parser(
         prog="tracer",
         usage="tracer COMMAND [OPTION ...]",

@@ -85,7 +85,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A controller: Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, …"""
+    """A controller: Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob and others."""
 
     kind: str
     name: str

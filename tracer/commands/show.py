@@ -49,7 +49,7 @@ NS_PER_S = 1_000_000_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `tracer show`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="made by --record of trace or drops")
+    parser.add_argument("file", type=Path, metavar="FILE", help="made by --record of trace, drops")
     parser.add_argument(
         "filter",
         nargs="*",
