@@ -186,3 +186,20 @@ def namespace_with_legacy(name):
         yield where
     finally:
         namespaces.delete(name)
+
+
+def test_iptables_legacy_that_comes_later_is_heeded():
+    """The first drop there shows it: from then on that namespace is read."""
+    port = new_port()
+    try:
+        where = namespaces.create("later")
+        with runner.running("drops", f"udp port {port}", "-o", "json", "--rules") as live:
+            assert has_table(where)
+            rule = ["INPUT", "-p", "udp", "--dport", str(port), "-j", "DROP"]
+            where.run("iptables-legacy", "-A", *rule)
+            send_udp(where, ("127.0.0.1", port), 1)
+            live.wait_for_line(lambda line: "trt-later are read, no longer traced" in line)
+            assert not has_table(where)
+            live.stop()
+    finally:
+        namespaces.delete("later")

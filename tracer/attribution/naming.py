@@ -187,6 +187,7 @@ class RuleNaming:
         for one in self._waiting:
             reading = self._readings.reading(one.netns, one.time_ns)
             if reading:
+                self._heed_legacy(one.netns, reading)
                 done.append(self._name(one, reading))
             elif now_ns - one.time_ns > HOLD_NS:
                 done.append(one.record)
@@ -211,6 +212,12 @@ class RuleNaming:
         if self._tables:
             self._tables.close()
         self._readings.close()
+
+    def _heed_legacy(self, netns: int, reading: Reading) -> None:
+        """Switch the trace off where iptables-legacy has come, which would log it."""
+        if self._tables and reading.legacy:
+            for warning in self._tables.leave_legacy(self._node(), netns):
+                self._warn(f"warning: {warning}")
 
     def _visit(self, record: Record, event: np.void) -> Visit | None:
         data = event["packet"].tobytes()[layout().constants["L2_BYTES"] :]

@@ -58,6 +58,7 @@ class TraceTables:
         self._places: dict[int, _Place] = {}
         self._refused: dict[int, str] = {}
         self._told: set[str] = set()
+        self._looked: set[int] = set()
         self._lost = 0
 
     @property
@@ -97,6 +98,20 @@ class TraceTables:
         new = [warning for warning in warnings if warning not in self._told]
         self._told.update(new)
         return new
+
+    def leave_legacy(self, node: Node, netns: int) -> list[str]:
+        """Look again at a namespace that has got iptables-legacy tables meanwhile; a warning."""
+        path = netns_path(node.namespaces.get(netns), netns)
+        if netns not in self._places or netns in self._looked or not path:
+            return []
+        self._looked.add(netns)
+        try:
+            run_in(path, netns, _check)
+        except (OSError, _Refused) as error:
+            self._leave(netns)
+            self._refused[netns] = why = _why(error)
+            return [f"rules of {_name(node, netns)} are read, no longer traced: {why}"]
+        return []
 
     def take(self) -> Iterator[tuple[int, Visit]]:
         """(netns, visit) for each base chain that a packet has left since the last call."""
@@ -166,14 +181,19 @@ class TraceTables:
         place.events.close()
 
 
-def _open() -> tuple[socket.socket, socket.socket]:
-    """Both sockets, in the calling thread's namespace."""
+def _check() -> None:
+    """Raise _Refused where a marked packet would be written to the kernel's log."""
     for tables, family in _LEGACY:
         with suppress(OSError):
             logger = _LOGGERS.joinpath(family).read_text().strip()
             if _THREAD_NET.joinpath(tables).read_text().strip() and logger != "NONE":
                 # ipt_do_table logs every rule that a marked packet passes.
                 raise _Refused("its iptables-legacy tables would log each traced packet")
+
+
+def _open() -> tuple[socket.socket, socket.socket]:
+    """Both sockets, in the calling thread's namespace."""
+    _check()
     return nfnl.open_socket(), nft_trace.open_events()
 
 
