@@ -51,7 +51,7 @@ def cri_env(cluster):
 
 
 @pytest.fixture(scope="session")
-def routed(_alone):
+def routed(cluster):  # noqa: ARG001 - it sweeps away what a killed run left, and so comes first
     with lab_topology.routed() as made:
         yield made
 
