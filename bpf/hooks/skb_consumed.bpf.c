@@ -16,7 +16,9 @@ int skb_consumed(unsigned long long *ctx)
 	event = begin_hop(typed, &sight, HOP_CONSUMED, MAY_NOT_BEGIN);
 	if (!event)
 		return 0;
+#ifdef CONSUMED_LOCATION
 	event->location = ctx[1];
+#endif
 	if (event->flags & HOP_GONE)
 		followed_packets.delete(&head);
 	end_hop(&sight, event);
