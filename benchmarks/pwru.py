@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/functional"))
 
+from alone import alone
 from lab import topology
 from lab.rules import iptables
 from lab.traffic import send_numbered, udp_listener
@@ -155,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pwru", help="the program, unpacked or installed")
     arguments = parser.parse_args()
-    with network() as routed:
+    with alone(), network() as routed:
         free_hz = stream(routed)
         results = {tool: measure(tool, routed) for tool in tools(arguments.pwru)}
         again_hz = stream(routed)

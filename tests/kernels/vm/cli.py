@@ -51,6 +51,8 @@ def _arguments() -> tuple[argparse.Namespace, tuple[str, ...]]:
     parser.add_argument("--share", type=Path, metavar="DIR", help="the guest may write here")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="for COMMAND")
     parser.add_argument("--memory", default="2G", help="default: %(default)s")
+    parser.add_argument("--instructions", action="store_true",
+                        help="a nanosecond of the guest is one instruction (slow)")  # fmt: skip
     parser.add_argument("--time", action="store_true", help="tell how long boot and command took")
     return parser.parse_args(words[:end]), tuple(words[end + 1 :])
 
@@ -79,6 +81,7 @@ def main() -> int:
             share=arguments.share and arguments.share.resolve(),
             run_s=arguments.timeout,
             memory=arguments.memory,
+            count_instructions=arguments.instructions,
         )
         ending = boot(arguments.name, job)
     except TracerError as error:

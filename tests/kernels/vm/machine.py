@@ -54,6 +54,8 @@ class Job:
     run_s: float = 900
     memory: str = "2G"
     processors: int = 2
+    count_instructions: bool = False
+    """One processor, and each nanosecond of the guest is one of its instructions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,11 @@ def _ports() -> Iterator[tuple[dict[str, socket.socket], dict[str, socket.socket
 
 def _arguments(kernel: Kernel, job: Job, directory: Path, ports: dict[str, int]) -> list[str]:
     words = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    words += ["-machine", "q35,usb=off", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
-    words += ["-smp", str(job.processors), "-m", job.memory]
+    words += ["-machine", "q35,usb=off", "-cpu", "max,la57=off", "-m", job.memory]
+    if job.count_instructions:
+        words += ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+    else:
+        words += ["-accel", "tcg,thread=multi", "-smp", str(job.processors)]
     words += ["-kernel", str(kernel.image), "-initrd", str(directory / "initramfs")]
     words += ["-append", f"{COMMAND_LINE} job={directory}"]
     words += ["-serial", f"file:{directory / 'console'}"]
