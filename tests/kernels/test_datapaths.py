@@ -81,7 +81,7 @@ def test_tunnel(trace, packets, routed, kind):
     way = trace.way([line for part in tunnelled(routed, f"{kind}-t") for line in part])
     for record in found:
         assert hops.told(record) == way, record
-        assert record["verdict"] == "delivered"
+        assert record["verdict"] == trace.delivered
         assert record["src.address"] == datapaths.inner(kind, 1)
         assert routed.right.ip4 in record["tunnel.packet"]
 
