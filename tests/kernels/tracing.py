@@ -31,7 +31,7 @@ class Tracing:
 
     @property
     def delivered(self) -> str:
-        """The verdict on what a UDP socket has read: without INPUT, all that is known is its end."""
+        """The verdict on what a UDP socket has read: without INPUT only its end is known."""
         return "delivered" if self.netfilter else "consumed"
 
     def check(self, records: list[Record], way: list[str], verdict: str = "") -> None:
