@@ -62,7 +62,9 @@ class Apt:
         for directory in ("lists/partial", "cache/archives/partial"):
             (self._home / directory).mkdir(parents=True, exist_ok=True)
         self._sources.write_text(f"deb [signed-by={KEYRING}] {_mirror()} {self._suite} main\n")
-        run("apt-get", *self._options, "-q", "update", hint=NETWORK)
+        # A list that cannot be fetched is an error, not a warning.
+        words = ("-oAPT::Update::Error-Mode=any", "-q", "update")
+        run("apt-get", *self._options, *words, hint=NETWORK)
 
     def parts(self, package: str, wanted: re.Pattern[str]) -> dict[str, str]:
         """`package` and what it depends on, as far as `wanted` matches the names → version."""
