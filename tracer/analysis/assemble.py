@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.analysis import branches
-from tracer.analysis.branches import FLAG, HOP
+from tracer.analysis.branches import FLAG, HOP, among
 from tracer.analysis.changes import in_tunnel
 from tracer.analysis.columns import Columns, columns
 from tracer.analysis.entries import conntrack_rows
@@ -149,8 +149,8 @@ class Assembler:
         ids = branches.roots(rows)
         done, quiet = _complete(rows, ids, drops, now_ns)
         done |= everything
-        self._hops = [] if done.all() else [rows[~done]]
-        known = np.isin(drops["packet_id"], rows["packet_id"][done])
+        self._hops = [] if done.all() else [rows.take(np.flatnonzero(~done))]
+        known = among(drops["packet_id"], rows["packet_id"][done])
         kept = drops[~known]
         self._drops = [kept] if len(kept) else []
         if not done.any():
@@ -167,13 +167,13 @@ class Assembler:
         """All hops; a drop whose hop records were all lost is made into one."""
         late = (drops["time_ns"].astype(np.int64) < now_ns - QUIET_NS) | everything
         for hops in self._hops:
-            late &= ~np.isin(drops["packet_id"], hops["packet_id"])
+            late &= ~among(drops["packet_id"], hops["packet_id"])
         if late.any():
             dtype = self._hops[0].dtype if self._hops else layout().structs["hop_event"]
             self._hops.append(_as_hops(drops[late], dtype))
         if not self._hops:
             return None
-        rows = _without_strays(np.concatenate(self._hops), now_ns, everything=everything)
+        rows = _without_strays(_together(self._hops), now_ns, everything=everything)
         self._hops = [rows] if len(rows) else []
         return rows if len(rows) else None
 
@@ -208,7 +208,7 @@ class Assembler:
         rows, starts = batch.rows, batch.order.starts.tolist()
         first = batch.order.starts[:-1]
         last = batch.order.starts[1:] - 1
-        again = self._retransmissions.find(rows[first]) | np.isin(ids[first], resent)
+        again = self._retransmissions.find(rows[first]) | among(ids[first], resent)
         joined = (rows["flags"] & FLAG.HOP_JOINED > 0) | (rows["packet_id"] != ids)
         joined_each = np.logical_or.reduceat(joined, first).tolist()
         flows = self._flows_of(batch)
@@ -283,12 +283,22 @@ def _as_hops(drops: np.ndarray, dtype: np.dtype[np.void]) -> np.ndarray:
     return hops
 
 
+def _together(parts: list[np.ndarray]) -> np.ndarray:
+    """One array of several; as plain bytes, for numpy copies structs field by field."""
+    if len(parts) == 1:
+        return parts[0]
+    dtype = parts[0].dtype
+    plain = np.dtype((np.void, dtype.itemsize))
+    return np.concatenate([part.view(plain) for part in parts]).view(dtype)
+
+
 def _without_strays(rows: np.ndarray, now_ns: int, *, everything: bool) -> np.ndarray:
     """Leave out hops that only mean a packet, where that has been given back long ago."""
-    bare = branches.is_bare(rows["hop"])
-    alone = bare & ~np.isin(rows["packet_id"], rows["packet_id"][~bare])
-    old = (rows["time_ns"].astype(np.int64) < now_ns - QUIET_NS) | everything
-    return rows[~(alone & old)] if alone.any() else rows
+    is_bare = branches.is_bare(rows["hop"])
+    bare = np.flatnonzero(is_bare)
+    alone = bare[~among(rows["packet_id"][bare], rows["packet_id"][~is_bare])]
+    strays = alone[(rows["time_ns"][alone].astype(np.int64) < now_ns - QUIET_NS) | everything]
+    return rows.take(np.delete(np.arange(len(rows)), strays)) if len(strays) else rows
 
 
 def _complete(
@@ -307,7 +317,7 @@ def _complete(
     last = index[is_last]
     hops, root = rows["hop"][last], ids[last]
     ended = branches.is_end(hops) & (rows["flags"][last] & FLAG.HOP_GONE > 0)
-    told = np.isin(rows["packet_id"][last], drops["packet_id"])
+    told = among(rows["packet_id"][last], drops["packet_id"])
     ended &= (hops != HOP.HOP_DROPPED) | told
     quiet = ~ended & (rows["time_ns"][last].astype(np.int64) < now_ns - QUIET_NS)
     ended |= quiet
@@ -317,8 +327,8 @@ def _complete(
     moved = rows["packet_id"][last] != root
     if moved.any():
         newest = np.array([latest[one] for one in root.tolist()], np.uint64)
-        ended |= np.isin(root, root[moved]) & (rows["time_ns"][last] < newest)
-    return ~np.isin(ids, root[~ended]) & np.isin(ids, root), last[quiet]
+        ended |= among(root, root[moved]) & (rows["time_ns"][last] < newest)
+    return ~among(ids, root[~ended]) & among(ids, root), last[quiet]
 
 
 def _netns(rows: np.ndarray, order: branches.Order) -> NDArray[np.uint32]:
