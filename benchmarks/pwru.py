@@ -58,7 +58,7 @@ def tools(pwru: str) -> list[Tool]:
     options = ("--filter-track-skb", "--output-tuple", "--output-meta")
     return [
         Tool("pwru, all functions", (pwru, "--all-kmods", *options, match), "Listening for events"),
-        Tool("pwru, one module less: no --all-kmods", (pwru, *options, match), "Listening for"),
+        Tool("pwru, without modules", (pwru, *options, match), "Listening for"),
         Tool("tracer trace", tracer, "tracing trace on"),
     ]
 
