@@ -50,7 +50,7 @@ def cri_env(cluster):
     return {"CONTAINER_RUNTIME_ENDPOINT": f"unix://{cluster.runtime.socket}"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def routed(cluster):  # noqa: ARG001 - it sweeps away what a killed run left, and so comes first
     with lab_topology.routed() as made:
         yield made
