@@ -85,14 +85,13 @@ def _unlike(
     rows: np.ndarray, ttl: NDArray[np.uint8], before: NDArray[np.int64], now: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Which rows differ in anything: most do not, and need no closer look."""
-    words = [
-        np.ascontiguousarray(rows[name]).view(np.uint64).reshape(len(rows), -1)
-        for name in ("tuple", "ct")
-    ]
-    small = ("packet_id", "mark", "bytes", "flags", "gso_segments")
-    others = (rows[name].astype(np.uint64)[:, None] for name in small)
-    state = np.concatenate([*words, *others, ttl.astype(np.uint64)[:, None]], axis=1)
-    unlike: NDArray[np.bool_] = (state[before] != state[now]).any(axis=1)
+    unlike: NDArray[np.bool_] = ttl[before] != ttl[now]
+    for name in ("packet_id", "mark", "bytes", "flags", "gso_segments"):
+        column = rows[name]
+        unlike |= column[before] != column[now]
+    for name in ("tuple", "ct"):
+        words = rows[name].view((np.uint64, rows.dtype[name].itemsize // 8))
+        unlike |= (words[before] != words[now]).any(axis=1)
     return unlike
 
 
@@ -109,10 +108,12 @@ def in_tunnel(rows: np.ndarray, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
     if not larger.any():
         return larger
     index = np.where(larger | bare, len(rows) - 1, np.arange(len(rows)))
-    own = np.repeat(np.minimum.reduceat(index, starts[:-1]), count)
-    other: NDArray[np.bool_] = (tuples["saddr"] != tuples["saddr"][own]).any(axis=1)
-    other &= (tuples["daddr"] != tuples["daddr"][own]).any(axis=1)
-    return larger & other
+    own = np.repeat(np.minimum.reduceat(index, starts[:-1]), count)[larger]
+    at = np.flatnonzero(larger)
+    for name in ("saddr", "daddr"):
+        address = tuples[name]
+        larger[at] &= (address[at] != address[own]).any(axis=1)
+    return larger
 
 
 def _begin(rows: np.ndarray, first: NDArray[np.int64], told: dict[int, list[str]]) -> None:

@@ -32,7 +32,12 @@ Place = tuple[int, int, int, int, int, int]
 class Columns:
     """Lists with one element a row; names as in `struct hop_event` and branches.Order."""
 
+    places: list[Place]
+    """Each that occurs, once."""
     place: list[Place]
+    place_number: list[int]
+    """Index into `places`."""
+    hop: list[int]
     time_ns: list[int]
     delta_ns: list[int]
     """Since the hop before, -1 without one."""
@@ -61,14 +66,17 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     absorbed[order.leave[order.leave >= 0]] = True
     outcome = _outcomes(rows, order, absorbed)
     first, since = order.starts[:-1], order.previous >= 0
-    place = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
+    places, place_number = _places(rows, netns, outcome)
     missing = (outcome == _UNKNOWN) | ((rows["hop"] == HOP.HOP_NF_LEAVE) & ~absorbed)
     told = dict(changes(rows, order))
     for row in np.flatnonzero(since & (netns != netns[order.previous]) & ~absorbed).tolist():
         told[row] = ["", *told.get(row, ())]
     paired = order.leave >= 0
     return Columns(
-        place=list(zip(*(column.tolist() for column in place), strict=True)),
+        places=places,
+        place=[places[number] for number in place_number],
+        place_number=place_number,
+        hop=rows["hop"].tolist(),
         time_ns=time_ns.tolist(),
         delta_ns=np.where(since, time_ns - time_ns[order.previous], -1).tolist(),
         duration_ns=np.where(paired, time_ns[order.leave] - time_ns, -1).tolist(),
@@ -85,9 +93,22 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     )
 
 
+def _places(
+    rows: np.ndarray, netns: NDArray[np.uint32], outcome: NDArray[np.uint8]
+) -> tuple[list[Place], list[int]]:
+    """Each place that occurs, and of each row which it is: rows are many, places few."""
+    columns = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
+    _, device = np.unique(netns.astype(np.uint64) << 32 | rows["ifindex"], return_inverse=True)
+    key = device
+    for column in columns[2:]:
+        key = key << np.int64(8 * column.dtype.itemsize) | column
+    _, first, place = np.unique(key, return_index=True, return_inverse=True)
+    return list(zip(*(column[first].tolist() for column in columns), strict=True)), place.tolist()
+
+
 def _outcomes(
     rows: NDArray[np.void], order: Order, absorbed: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+) -> NDArray[np.uint8]:
     """What each netfilter hook did, by what came after it in its branch."""
     hops, hook = rows["hop"], rows["nf_hook"]
     after = hops[order.following]
@@ -100,4 +121,5 @@ def _outcomes(
     )
     entered = np.where(order.leave >= 0, _ACCEPT, went_on)
     left = np.where(absorbed, 0, _ACCEPT)
-    return np.select([hops == HOP.HOP_NF_ENTER, hops == HOP.HOP_NF_LEAVE], [entered, left], 0)
+    is_hook = [hops == HOP.HOP_NF_ENTER, hops == HOP.HOP_NF_LEAVE]
+    return np.select(is_hook, [entered, left], 0).astype(np.uint8)

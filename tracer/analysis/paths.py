@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.analysis.addresses import address_text
-from tracer.analysis.assemble import Assembler, Path
-from tracer.analysis.branches import BARE, ENDS, FLAG, HOP, NF_INET_LOCAL_IN
+from tracer.analysis.assemble import Assembler, Batch, Path
+from tracer.analysis.branches import FLAG, HOP
 from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields
 from tracer.analysis.drops import drop_record, place_fields
@@ -19,6 +19,7 @@ from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.time import NS_PER_S, format_time
+from tracer.analysis.verdict import verdict_of
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from tracer.analysis.columns import Columns, Place
     from tracer.analysis.drops import Context
-    from tracer.model import Device, Node, Record
+    from tracer.model import Node, Record
 
     Explain = Callable[[Record], Record]
 
@@ -47,11 +48,8 @@ HOOKS = {
     HOP.HOP_DROPPED: "kfree_skb",
 }
 """The kernel's names of where a hop was seen."""
-_INSIDE = frozenset(("veth", "bridge", "dummy", "ifb", "bond", "team", "vlan", "macvlan", "ipvlan"))
-"""Kinds of device behind which the packet is still on this node."""
 _DROP_NAMES = ("drop.", "netfilter.", "interface.", "netns", "k8s.pod.", "mark")
 _TELLING = frozenset((HOP.HOP_ROUTE, HOP.HOP_DROPPED, HOP.HOP_CONSUMED, HOP.HOP_COPIED))
-_TAKEN = frozenset((HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED))
 
 
 def path_record(path: Path, context: Context, explained: Explain | None = None) -> Record:
@@ -69,7 +67,7 @@ def path_records(
     views: dict[int, _View] = {}
     for path in paths:
         if id(path.batch) not in views:
-            views[id(path.batch)] = _View(path.batch.rows, path.batch.columns, context)
+            views[id(path.batch)] = _view(path.batch, context)
     return [_record(path, views[id(path.batch)], explained or _explained) for path in paths]
 
 
@@ -80,7 +78,10 @@ class _View:
     rows: np.ndarray
     columns: Columns
     context: Context
-    places: dict[Place, Record] = field(default_factory=dict)
+    places: list[Record]
+    """Of Columns.places: hook and its verdict, device, namespace and pod; not to be changed."""
+    telling: list[bool]
+    """Of the same, whether `_note_end` has something to tell."""
     seconds: dict[int, str] = field(default_factory=dict)
 
     def second(self, time_ns: int) -> tuple[int, str]:
@@ -97,12 +98,11 @@ class _View:
         second_ns, prefix = self.second(time_ns)
         return f"{prefix}{time_ns - second_ns:09d}Z"
 
-    def place(self, key: Place) -> Record:
-        """Hook and its verdict, device, namespace and pod; not to be changed."""
-        known = self.places.get(key)
-        if known is None:
-            known = self.places[key] = _place(key, self.context.node)
-        return known
+
+def _view(batch: Batch, context: Context) -> _View:
+    places = batch.columns.places
+    made = [_place(place, context.node) for place in places]
+    return _View(batch.rows, batch.columns, context, made, [one[2] in _TELLING for one in places])
 
 
 def _place(key: Place, node: Node) -> Record:
@@ -130,7 +130,7 @@ def where(place: Record) -> str:
 
 
 def _record(path: Path, view: _View, explained: Explain) -> Record:
-    verdict, last = _verdict(path, view)
+    verdict, last = verdict_of(path, view.context)
     node = view.context.node
     record: Record = {
         "type": "packet",
@@ -169,27 +169,28 @@ def _hops(path: Path, view: _View) -> list[Record]:
     """The visible hops of a packet by time."""
     columns, part, changes = view.columns, slice(path.start, path.stop), view.columns.changes
     second_ns, prefix = view.second(columns.time_ns[path.start])
+    places, telling = view.places, view.telling
     hops: list[Record] = []
     told = zip(
         range(path.start, path.stop),
-        columns.place[part],
+        columns.place_number[part],
         columns.time_ns[part],
         columns.delta_ns[part],
         columns.duration_ns[part],
         columns.absorbed[part],
         strict=True,
     )
-    for row, key, time_ns, delta_ns, duration_ns, is_absorbed in told:
+    for row, place, time_ns, delta_ns, duration_ns, is_absorbed in told:
         if is_absorbed:
             continue
-        hop = (view.places.get(key) or view.place(key)).copy()
+        hop = places[place].copy()
         since_ns = time_ns - second_ns
         hop["time"] = f"{prefix}{since_ns:09d}Z" if since_ns < NS_PER_S else view.time(time_ns)
         if delta_ns >= 0:
             hop["delta_ns"] = delta_ns
         if duration_ns >= 0:
             hop["duration_ns"] = duration_ns
-        if key[2] in _TELLING:
+        if telling[place]:
             _note_end(hop, view, row)
         if row in changes:
             text = changes[row]
@@ -238,61 +239,6 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
         hop["location"] = context.symbol(columns.location[row])
         if kind == HOP.HOP_DROPPED:
             hop["drop.reason"] = context.reason(columns.argument[row])
-
-
-def _verdict(path: Path, view: _View) -> tuple[str, int]:
-    """What became of the packet, and the row that tells; of its branches the best that came."""
-    columns = view.columns
-    rows = [row for row in range(path.start, path.stop) if columns.place[row][2] not in BARE]
-    if not columns.branched[path.number]:
-        return (_branch_verdict(rows, view), rows[-1]) if rows else ("unknown", path.start)
-    branches: dict[int, list[int]] = {}
-    for row in rows:
-        branches.setdefault(columns.branch[row], []).append(row)
-    told = [(_branch_verdict(some, view), some[-1]) for some in branches.values()]
-    return min(told, key=lambda one: _VERDICTS.index(one[0]))
-
-
-_VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
-
-
-def _branch_verdict(rows: list[int], view: _View) -> str:
-    places = view.columns.place
-    hops = [places[row][2] for row in rows]
-    if not _TAKEN.isdisjoint(hops):
-        is_tap = len(rows) == 1 and view.columns.branch[rows[0]] > 0
-        return "consumed" if is_tap else "delivered"
-    if hops[-1] == HOP.HOP_DROPPED and not _purged(rows[-1], view):
-        return "dropped"
-    row = rows[-2] if hops[-1] in ENDS and len(rows) > 1 else rows[-1]
-    netns, ifindex, kind, _, hook, _ = places[row]
-    if kind == HOP.HOP_NF_LEAVE and hook == NF_INET_LOCAL_IN:
-        return "delivered"
-    node = view.context.node
-    if kind == HOP.HOP_DEV_XMIT and _leaves_node(
-        node.devices.get((netns, ifindex)), is_node=netns == node.netns
-    ):
-        return "forwarded"
-    return "consumed" if hops[-1] == HOP.HOP_CONSUMED else "unknown"
-
-
-def _purged(row: int, view: _View) -> bool:
-    """Whether it had reached its socket, which was closed before it was read."""
-    before = view.columns.state[row]
-    if before < 0:
-        return False
-    _, _, kind, _, hook, _ = view.columns.place[before]
-    return (
-        kind == HOP.HOP_NF_LEAVE
-        and hook == NF_INET_LOCAL_IN
-        and view.context.reason(view.columns.argument[row]) == "QUEUE_PURGE"
-    )
-
-
-def _leaves_node(device: Device | None, *, is_node: bool) -> bool:
-    if device is None:
-        return is_node
-    return device.kind not in _INSIDE and device.name != "lo"
 
 
 def parse_row(row: np.void) -> Record:
