@@ -14,6 +14,7 @@ from tracer.analysis.columns import Columns, columns
 from tracer.analysis.entries import conntrack_rows
 from tracer.analysis.flow_key import KEY_BYTES, Flow, Flows
 from tracer.analysis.retransmit import Retransmissions
+from tracer.analysis.uncollected import uncollected
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Assembler:
         self._lost, self._loss_looked_ns = total, now_ns
         self._losses = self._losses[-MANY_DROPS:]
 
+    @uncollected()
     def take(self, now_ns: int, *, everything: bool = False) -> list[Path]:
         """Packets that ended, or were quiet for QUIET_NS; by the time of their first hop.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,11 +32,11 @@ Place = tuple[int, int, int, int, int, int]
 class Columns:
     """Lists with one element a row; names as in `struct hop_event` and branches.Order."""
 
-    places: list[Place]
-    """Each that occurs, once."""
     place: list[Place]
-    place_number: list[int]
-    """Index into `places`."""
+    forms: list[tuple[Place, bool, bool]]
+    """Each that occurs, once: place, whether it has a `delta_ns`, and a `duration_ns`."""
+    form: list[int]
+    """Index into `forms`."""
     hop: list[int]
     time_ns: list[int]
     delta_ns: list[int]
@@ -66,16 +66,17 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     absorbed[order.leave[order.leave >= 0]] = True
     outcome = _outcomes(rows, order, absorbed)
     first, since = order.starts[:-1], order.previous >= 0
-    places, place_number = _places(rows, netns, outcome)
     missing = (outcome == _UNKNOWN) | ((rows["hop"] == HOP.HOP_NF_LEAVE) & ~absorbed)
     told = dict(changes(rows, order))
     for row in np.flatnonzero(since & (netns != netns[order.previous]) & ~absorbed).tolist():
         told[row] = ["", *told.get(row, ())]
     paired = order.leave >= 0
+    place = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
+    forms, form = _forms(place, since, paired)
     return Columns(
-        places=places,
-        place=[places[number] for number in place_number],
-        place_number=place_number,
+        place=[forms[number][0] for number in form],
+        forms=forms,
+        form=form,
         hop=rows["hop"].tolist(),
         time_ns=time_ns.tolist(),
         delta_ns=np.where(since, time_ns - time_ns[order.previous], -1).tolist(),
@@ -93,17 +94,19 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     )
 
 
-def _places(
-    rows: np.ndarray, netns: NDArray[np.uint32], outcome: NDArray[np.uint8]
-) -> tuple[list[Place], list[int]]:
-    """Each place that occurs, and of each row which it is: rows are many, places few."""
-    columns = (netns, rows["ifindex"], rows["hop"], rows["nf_family"], rows["nf_hook"], outcome)
-    _, device = np.unique(netns.astype(np.uint64) << 32 | rows["ifindex"], return_inverse=True)
-    key = device
-    for column in columns[2:]:
-        key = key << np.int64(8 * column.dtype.itemsize) | column
-    _, first, place = np.unique(key, return_index=True, return_inverse=True)
-    return list(zip(*(column[first].tolist() for column in columns), strict=True)), place.tolist()
+def _forms(
+    place: tuple[NDArray[Any], ...], since: NDArray[np.bool_], paired: NDArray[np.bool_]
+) -> tuple[list[tuple[Place, bool, bool]], list[int]]:
+    """Each form that occurs, and of each row which it is: rows are many, forms few."""
+    netns, ifindex, *small, outcome = place
+    _, key = np.unique(netns.astype(np.uint64) << 32 | ifindex, return_inverse=True)
+    rest = (outcome << 2 | since << 1 | paired).astype(np.uint8)
+    for column in (*small, rest):  # 40 bits, which leaves 23 for the device
+        key = key << 8 * column.dtype.itemsize | column
+    _, first, form = np.unique(key, return_index=True, return_inverse=True)
+    places = zip(*(column[first].tolist() for column in place), strict=True)
+    forms = zip(places, since[first].tolist(), paired[first].tolist(), strict=True)
+    return list(forms), form.tolist()
 
 
 def _outcomes(

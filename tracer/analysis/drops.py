@@ -124,7 +124,9 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     packet = parse(int(event["tuple"]["ethertype"]), packet_bytes[layout().constants["L2_BYTES"] :])
     charged = owner(node, event)
     direction = direction_of(event, charged, packet)
-    stack = _own_frames_cut([context.symbol(int(address)) for address in event["stack"] if address])
+    stack = _own_frames_cut(
+        [context.symbol(address) for address in event["stack"].tolist() if address]
+    )
     location = context.symbol(int(event["location"]))
     record: Record = {
         "type": "drop",

@@ -166,4 +166,7 @@ def _candidates(reason: str, function: str) -> tuple[Rule, ...]:
 
 
 def _fits(rule: Rule, record: Record) -> bool:
-    return all(record.get(name) in values for name, values in rule.when.items())
+    for name, values in rule.when.items():  # noqa: SIM110 - all() of a generator takes twice as long
+        if record.get(name) not in values:
+            return False
+    return True

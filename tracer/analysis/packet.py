@@ -7,6 +7,7 @@ nothing here raises on any input. Field names and units are those of docs/format
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ def parse(ethertype: int, data: bytes) -> Record:
     return record
 
 
+@lru_cache(maxsize=512)
 def tcp_flags(bits: int) -> str:
     """`SYN,ACK` for the low nine bits of a TCP header's flags word, in header order."""
     return ",".join(name for bit, name in enumerate(TCP_FLAGS) if bits >> bit & 1)
@@ -72,7 +74,7 @@ def tcp_flags(bits: int) -> str:
 
 def transport(protocol: int) -> str:
     """Name of an IP protocol number, the number itself where it has no common name."""
-    return _TRANSPORTS.get(protocol, str(protocol))
+    return _TRANSPORTS.get(protocol) or str(protocol)
 
 
 def endpoint(address: str, port: int | None) -> str:
@@ -80,6 +82,9 @@ def endpoint(address: str, port: int | None) -> str:
     if port is None:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+_DETAILS = ("tcp.flags", "sctp.chunk", "arp.operation", "icmp.description")
 
 
 def describe(record: Record) -> str:
@@ -91,8 +96,7 @@ def describe(record: Record) -> str:
         words.append(f"{source} → {goal}")
     kind: str = record.get("transport") or record.get("network.type") or "unknown packet"
     words.append(kind if kind.startswith("0x") else kind.upper())
-    details = ("tcp.flags", "sctp.chunk", "arp.operation", "icmp.description")
-    words += [record[name] for name in details if record.get(name)]
+    words += [detail for detail in map(record.get, _DETAILS) if detail]
     if record.get("ip.fragment.offset"):
         words.append(f"fragment at byte {record['ip.fragment.offset']}")
     if "icmp.inner" in record:
@@ -108,14 +112,18 @@ def network_type(ethertype: int) -> str:
     return _NETWORK_TYPES.get(ethertype, f"{ethertype:#06x}")
 
 
+_IPHDR = struct.Struct("!BBHHHBB")
+_address = lru_cache(maxsize=65536)(inet_ntop)
+
+
 def _parse_ipv4(data: bytes, record: Record) -> None:
     if len(data) < 20:  # noqa: PLR2004 - struct iphdr
         return
-    first, _, length, ident, fragment, ttl, protocol = struct.unpack_from("!BBHHHBB", data)
+    first, _, length, ident, fragment, ttl, protocol = _IPHDR.unpack_from(data)
     record |= {
         "transport": transport(protocol),
-        "src.address": inet_ntop(AF_INET, data[12:16]),
-        "dst.address": inet_ntop(AF_INET, data[16:20]),
+        "src.address": _address(AF_INET, data[12:16]),
+        "dst.address": _address(AF_INET, data[16:20]),
         "ip.ttl": ttl,
         "ip.id": ident,
         "ip.length": length,
@@ -131,8 +139,8 @@ def _parse_ipv6(data: bytes, record: Record) -> None:
         return
     length, following, hop_limit = struct.unpack_from("!HBB", data, 4)
     record |= {
-        "src.address": inet_ntop(AF_INET6, data[8:24]),
-        "dst.address": inet_ntop(AF_INET6, data[24:40]),
+        "src.address": _address(AF_INET6, data[8:24]),
+        "dst.address": _address(AF_INET6, data[24:40]),
         "ip.ttl": hop_limit,
         "ip.length": 40 + length,
     }
@@ -193,8 +201,8 @@ def _parse_arp(data: bytes, record: Record) -> None:
     known = protocol == ETH_P_IP and address_size == 4 and hardware_size == 6  # noqa: PLR2004
     if known and len(data) >= 28:  # noqa: PLR2004 - Ethernet and IPv4 addresses
         record |= {
-            "src.address": inet_ntop(AF_INET, data[14:18]),
-            "dst.address": inet_ntop(AF_INET, data[24:28]),
+            "src.address": _address(AF_INET, data[14:18]),
+            "dst.address": _address(AF_INET, data[24:28]),
             "arp.sender.mac": data[8:14].hex(":"),
             "arp.target.mac": data[18:24].hex(":"),
         }

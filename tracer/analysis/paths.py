@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from tracer.analysis.explain import explain
 from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.packet import describe, parse
-from tracer.analysis.time import NS_PER_S, format_time
+from tracer.analysis.time import NS_PER_S, second_text
+from tracer.analysis.uncollected import uncollected
 from tracer.analysis.verdict import verdict_of
 from tracer.layout import layout
 
@@ -60,6 +61,7 @@ def path_record(path: Path, context: Context, explained: Explain | None = None) 
     return path_records([path], context, explained)[0]
 
 
+@uncollected()
 def path_records(
     paths: Sequence[Path], context: Context, explained: Explain | None = None
 ) -> list[Record]:
@@ -78,20 +80,18 @@ class _View:
     rows: np.ndarray
     columns: Columns
     context: Context
-    places: list[Record]
-    """Of Columns.places: hook and its verdict, device, namespace and pod; not to be changed."""
+    forms: list[Record]
+    """By Columns.form: a hop with all but its numbers; to be copied."""
     telling: list[bool]
-    """Of the same, whether `_note_end` has something to tell."""
-    seconds: dict[int, str] = field(default_factory=dict)
+    """By Columns.form, whether `_note_end` has something to tell."""
+    headers: list[tuple[int, bytes]]
+    """Of each packet, as it was first sent: EtherType, and the bytes from its network header on."""
 
     def second(self, time_ns: int) -> tuple[int, str]:
         """When the second of a CLOCK_BOOTTIME began, and how the records write it."""
         wall_ns = time_ns + self.context.wall_offset_ns
         second, nanoseconds = divmod(wall_ns, NS_PER_S)
-        prefix = self.seconds.get(second)
-        if prefix is None:
-            prefix = self.seconds[second] = format_time(second * NS_PER_S)[:20]
-        return time_ns - nanoseconds, prefix
+        return time_ns - nanoseconds, second_text(second)
 
     def time(self, time_ns: int) -> str:
         """The record's time of a CLOCK_BOOTTIME."""
@@ -100,9 +100,28 @@ class _View:
 
 
 def _view(batch: Batch, context: Context) -> _View:
-    places = batch.columns.places
-    made = [_place(place, context.node) for place in places]
-    return _View(batch.rows, batch.columns, context, made, [one[2] in _TELLING for one in places])
+    forms: list[Record] = []
+    telling: list[bool] = []
+    for place, has_delta, has_duration in batch.columns.forms:
+        form = {**_place(place, context.node), "time": ""}
+        if has_delta:
+            form["delta_ns"] = 0
+        if has_duration:
+            form["duration_ns"] = 0
+        forms.append(form)
+        telling.append(place[2] in _TELLING)
+    return _View(batch.rows, batch.columns, context, forms, telling, _headers(batch))
+
+
+def _headers(batch: Batch) -> list[tuple[int, bytes]]:
+    first = batch.rows.take(batch.inner)
+    room, l3 = first.dtype["packet"].itemsize, layout().constants["L2_BYTES"]
+    data = first["packet"].tobytes()
+    told = zip(first["tuple"]["ethertype"].tolist(), first["captured_bytes"].tolist(), strict=True)
+    return [
+        (ethertype, data[at * room + l3 : at * room + min(captured, room)])
+        for at, (ethertype, captured) in enumerate(told)
+    ]
 
 
 def _place(key: Place, node: Node) -> Record:
@@ -139,7 +158,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
         "verdict": verdict,
         "k8s.node.name": node.name,
     }
-    packet = _packet(path)
+    packet = _packet(path, view)
     final = _final_tuple(path, last)
     record.update(_ends(path, view, packet, final, last if verdict == "delivered" else -1))
     record.update(packet)
@@ -169,28 +188,28 @@ def _hops(path: Path, view: _View) -> list[Record]:
     """The visible hops of a packet by time."""
     columns, part, changes = view.columns, slice(path.start, path.stop), view.columns.changes
     second_ns, prefix = view.second(columns.time_ns[path.start])
-    places, telling = view.places, view.telling
+    forms, telling = view.forms, view.telling
     hops: list[Record] = []
     told = zip(
         range(path.start, path.stop),
-        columns.place_number[part],
+        columns.form[part],
         columns.time_ns[part],
         columns.delta_ns[part],
         columns.duration_ns[part],
         columns.absorbed[part],
         strict=True,
     )
-    for row, place, time_ns, delta_ns, duration_ns, is_absorbed in told:
+    for row, form, time_ns, delta_ns, duration_ns, is_absorbed in told:
         if is_absorbed:
             continue
-        hop = places[place].copy()
+        hop = forms[form].copy()
         since_ns = time_ns - second_ns
         hop["time"] = f"{prefix}{since_ns:09d}Z" if since_ns < NS_PER_S else view.time(time_ns)
         if delta_ns >= 0:
             hop["delta_ns"] = delta_ns
         if duration_ns >= 0:
             hop["duration_ns"] = duration_ns
-        if telling[place]:
+        if telling[form]:
             _note_end(hop, view, row)
         if row in changes:
             text = changes[row]
@@ -247,13 +266,14 @@ def parse_row(row: np.void) -> Record:
     return parse(int(row["tuple"]["ethertype"]), data[layout().constants["L2_BYTES"] :])
 
 
-def _packet(path: Path) -> Record:
+def _packet(path: Path, view: _View) -> Record:
     """Fields of the packet as it was first sent; of one in a tunnel, the inner."""
-    first = path.batch.rows[path.inner]
-    packet = parse_row(first)
-    sent = {} if path.starts_here or "src.address" not in packet else _sent(first)
+    packet = parse(*view.headers[path.number])
+    if path.starts_here or "src.address" not in packet:
+        return packet
+    sent = _sent(path.batch.rows[path.inner])
     ends = ("src.address", "dst.address", "src.port", "dst.port")
-    if any(sent.get(name, packet.get(name)) != packet.get(name) for name in ends):
+    if sent and any(sent.get(name, packet.get(name)) != packet.get(name) for name in ends):
         packet |= {name: sent[name] for name in ends if name in sent and name in packet}
         packet["packet"] = describe(packet)
     return packet
