@@ -103,7 +103,9 @@ def _forms(
     rest = (outcome << 2 | since << 1 | paired).astype(np.uint8)
     for column in (*small, rest):  # 40 bits, which leaves 23 for the device
         key = key << 8 * column.dtype.itemsize | column
-    _, first, form = np.unique(key, return_index=True, return_inverse=True)
+    kinds, form = np.unique(key, return_inverse=True)
+    first = np.empty(len(kinds), np.int64)
+    first[form] = np.arange(len(form))  # any row of a form serves
     places = zip(*(column[first].tolist() for column in place), strict=True)
     forms = zip(places, since[first].tolist(), paired[first].tolist(), strict=True)
     return list(forms), form.tolist()

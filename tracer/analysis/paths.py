@@ -204,7 +204,9 @@ def _hops(path: Path, view: _View) -> list[Record]:
             continue
         hop = forms[form].copy()
         since_ns = time_ns - second_ns
-        hop["time"] = f"{prefix}{since_ns:09d}Z" if since_ns < NS_PER_S else view.time(time_ns)
+        hop["time"] = (
+            f"{prefix}{str(since_ns).zfill(9)}Z" if since_ns < NS_PER_S else view.time(time_ns)
+        )
         if delta_ns >= 0:
             hop["delta_ns"] = delta_ns
         if duration_ns >= 0:
