@@ -84,6 +84,9 @@ class _View:
     """By Columns.form: a hop with all but its numbers; to be copied."""
     telling: list[bool]
     """By Columns.form, whether `_note_end` has something to tell."""
+    tuples: np.ndarray
+    entries: np.ndarray
+    """The fields `tuple` and `ct` of all rows: a field of a struct is slow to take."""
     headers: list[tuple[int, bytes]]
     """Of each packet, as it was first sent: EtherType, and the bytes from its network header on."""
 
@@ -110,7 +113,9 @@ def _view(batch: Batch, context: Context) -> _View:
             form["duration_ns"] = 0
         forms.append(form)
         telling.append(place[2] in _TELLING)
-    return _View(batch.rows, batch.columns, context, forms, telling, _headers(batch))
+    rows, headers = batch.rows, _headers(batch)
+    tuples, entries = rows["tuple"], rows["ct"]
+    return _View(rows, batch.columns, context, forms, telling, tuples, entries, headers)
 
 
 def _headers(batch: Batch) -> list[tuple[int, bytes]]:
@@ -159,7 +164,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
         "k8s.node.name": node.name,
     }
     packet = _packet(path, view)
-    final = _final_tuple(path, last)
+    final = _tuple(view.tuples[last].tobytes())
     record.update(_ends(path, view, packet, final, last if verdict == "delivered" else -1))
     record.update(packet)
     record.update(_nat(packet, final) if path.tunnel < 0 else _tunnel(view.rows[path.tunnel]))
@@ -169,7 +174,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
         record["network.community_id"] = path.flow.community_id
     entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
-        record.update(_conntrack(view.rows["ct"][entry].tobytes()))
+        record.update(_conntrack(view.entries[entry].tobytes()))
     record.update(service_fields(node, record))
     if path.retransmitted:
         record["tcp.retransmission"] = True
@@ -288,11 +293,6 @@ def _sent(first: np.void) -> Record:
     if not entry["present"] or info % IP_CT_IS_REPLY == 1:  # an ICMP error has no entry of its own
         return {}
     return _tuple(entry["reply" if info >= IP_CT_IS_REPLY else "orig"].tobytes())
-
-
-def _final_tuple(path: Path, last: int) -> Record:
-    """Addresses and ports that the packet had in the end."""
-    return _tuple(path.batch.rows["tuple"][last].tobytes())
 
 
 @lru_cache(maxsize=65536)
