@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_DESCRIPTORS = 253  # SCM_MAX_FD
-TIMEOUT_S = 120  # an emulated machine compiles for 15 s
+TIMEOUT_S = 240  # an emulated machine verifies what `trace` needs for two minutes
 
 
 @dataclass(slots=True)
