@@ -92,12 +92,12 @@ class Path:
     @property
     def begin_ns(self) -> int:
         """CLOCK_BOOTTIME of its first hop."""
-        return int(self.batch.rows["time_ns"][self.start])
+        return self.batch.columns.time_ns[self.start]
 
     @property
     def duration_ns(self) -> int:
         """From its first hop to its last."""
-        return int(self.batch.rows["time_ns"][self.stop - 1]) - self.begin_ns
+        return self.batch.columns.time_ns[self.stop - 1] - self.begin_ns
 
     @property
     def died(self) -> bool:

@@ -86,7 +86,8 @@ class _View:
     """By Columns.form, whether `_note_end` has something to tell."""
     tuples: np.ndarray
     entries: np.ndarray
-    """The fields `tuple` and `ct` of all rows: a field of a struct is slow to take."""
+    sizes: np.ndarray
+    """The fields `tuple`, `ct` and `bytes` of all rows: a field of a struct is slow to take."""
     headers: list[tuple[int, bytes]]
     """Of each packet, as it was first sent: EtherType, and the bytes from its network header on."""
 
@@ -114,8 +115,8 @@ def _view(batch: Batch, context: Context) -> _View:
         forms.append(form)
         telling.append(place[2] in _TELLING)
     rows, headers = batch.rows, _headers(batch)
-    tuples, entries = rows["tuple"], rows["ct"]
-    return _View(rows, batch.columns, context, forms, telling, tuples, entries, headers)
+    fields = rows["tuple"], rows["ct"], rows["bytes"]
+    return _View(rows, batch.columns, context, forms, telling, *fields, headers)
 
 
 def _headers(batch: Batch) -> list[tuple[int, bytes]]:
@@ -158,8 +159,8 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     node = view.context.node
     record: Record = {
         "type": "packet",
-        "time": view.time(view.columns.time_ns[path.start]),
-        "duration_ns": view.columns.time_ns[path.stop - 1] - view.columns.time_ns[path.start],
+        "time": view.time(path.begin_ns),
+        "duration_ns": path.duration_ns,
         "verdict": verdict,
         "k8s.node.name": node.name,
     }
@@ -168,7 +169,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     record.update(_ends(path, view, packet, final, last if verdict == "delivered" else -1))
     record.update(packet)
     record.update(_nat(packet, final) if path.tunnel < 0 else _tunnel(view.rows[path.tunnel]))
-    record["packets"], record["bytes"] = 1, int(view.rows["bytes"][path.start])
+    record["packets"], record["bytes"] = 1, int(view.sizes[path.start])
     record["flow"] = path.flow.text or packet["packet"]
     if path.flow.community_id:
         record["network.community_id"] = path.flow.community_id
