@@ -1,4 +1,4 @@
-"""Packets that a rule may have dropped, held back until the rule is known."""
+"""Packets that a rule may have dropped or changed, held back until the rules are known."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _TOLD = ("netfilter.", "service.", "policy.", "explanation", "hint")
 
 
 class HeldPaths:
-    """Hands paths through, those that netfilter ended only once their rule is known."""
+    """Hands paths through, those that rules took or ended only once the rules are known."""
 
     def __init__(self, rules: RuleNaming, explain: Callable[[Record], Record]) -> None:
         """`rules` names the rules, `explain` puts the explanation into a drop record."""
-        self._rules, self._explain = rules, explain
+        self._rules, self._explain, self._passed = rules, explain, rules.passed()
         self._waiting: dict[int, Path] = {}
         self._deaths: dict[int, Record] = {}
 
@@ -36,15 +36,17 @@ class HeldPaths:
             death = drop_record(path.drop, context, with_stack=True)
             self._waiting[id(death)] = path
             through += self._named(self._rules.add([death], [path.drop]))
-        return through
+        return self._passed.add(through)
 
     def named(self, *, last: bool = False) -> list[Path]:
-        """Paths whose rule is known by now; with `last` all that are left."""
-        return self._named(self._rules.last() if last else self._rules.named())
+        """Paths whose rules are known by now; with `last` all that are left."""
+        ended = self._named(self._rules.last() if last else self._rules.named())
+        return self._passed.add(ended) + self._passed.named(last=last)
 
     def complete(self, paths: Sequence[Path], records: Sequence[Record]) -> None:
         """Put the rules into the records of these paths."""
         for path, record in zip(paths, records, strict=True):
+            self._passed.complete(path, record)
             death = self._deaths.pop(id(path), None)
             if death and record["verdict"] == "dropped":
                 told = self._explain(death)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from tracer.analysis.headers import packet_key
-from tracer.analysis.objects import RuleObjects
 from tracer.analysis.rule_fields import (
     INFERRED,
     TRACED,
     candidate_fields,
-    object_fields,
     rule_fields,
 )
 from tracer.analysis.rule_infer import lethal_verdicts
 from tracer.analysis.rule_packet import host_of, packet_at
-from tracer.analysis.rule_trace import knows, traced_end
-from tracer.analysis.ruleset.model import XT_LEGACY
-from tracer.attribution.handles import Handles
+from tracer.attribution.behind import Behind
 from tracer.attribution.narrow import narrow
+from tracer.attribution.passed import PassedRules
 from tracer.attribution.readings import Readings
 from tracer.attribution.tables import TraceTables
 from tracer.attribution.visits import Lethal
@@ -44,7 +41,6 @@ LAST_S = 5.0
 HOLD_NS = 30_000_000_000
 """How long a drop waits for its rules to be read; then it is shown without."""
 MAX_WAITING = 20_000
-MAX_RULESETS = 64
 MAX_INFERRED = 4096
 """Most drops are like others: what was worked out for one is kept for the next."""
 MECHANISMS = ("nf_tables", "hook", "nf_queue")
@@ -59,22 +55,6 @@ class _Waiting:
     time_ns: int
     packet: Packet
     visit: Visit | None
-
-
-class _Objects:
-    """What knows the objects behind rules, as long as rules and node stay the same."""
-
-    def __init__(self) -> None:
-        self._of: dict[int, tuple[Ruleset, Node, RuleObjects]] = {}
-
-    def get(self, ruleset: Ruleset, node: Node) -> RuleObjects:
-        """Make it anew only where something has changed."""
-        known = self._of.get(id(ruleset))
-        if known is None or known[0] is not ruleset or known[1] is not node:
-            if len(self._of) >= MAX_RULESETS:
-                self._of.clear()
-            known = self._of[id(ruleset)] = ruleset, node, RuleObjects(ruleset, node)
-        return known[2]
 
 
 class Run(Protocol):
@@ -125,8 +105,9 @@ class RuleNaming:
         self._lethal = Lethal()
         self._waiting: list[_Waiting] = []
         self._version = -1
-        self._objects = _Objects()
-        self._handles = Handles()
+        self._behind = Behind(node)
+        self._passed: PassedRules | None = None
+        self._listened_ns = 0
         self._hosts: dict[int, tuple[int, Host]] = {}
         self._inferred: dict[tuple[object, ...], tuple[Ruleset, tuple[Verdict, ...]]] = {}
 
@@ -137,6 +118,11 @@ class RuleNaming:
         # Texts of rules must be known before they are gone.
         for netns in self._tables.traced:
             self._readings.ask(netns)
+
+    def passed(self) -> PassedRules:
+        """Of packets that are followed: the rules that let them pass, from now on."""
+        self._passed = self._passed or PassedRules(self._node, self._readings, self._behind)
+        return self._passed
 
     @property
     def descriptors(self) -> list[int]:
@@ -159,8 +145,15 @@ class RuleNaming:
 
     def listen(self) -> None:
         """Take what the kernel's trace has told; before the drops that it belongs to."""
-        for netns, visit in self._tables.take() if self._tables else ():
+        if self._tables is None:
+            return
+        began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for netns, visit in self._tables.take():
             self._lethal.add(netns, visit)
+            if self._passed:
+                now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                self._passed.hear(netns, visit, self._listened_ns, now_ns)
+        self._listened_ns = began_ns
 
     def add(self, records: Sequence[Record], events: Sequence[np.void]) -> list[Record]:
         """Take drops; those that no rule decided, or that cannot wait, are given back."""
@@ -235,27 +228,13 @@ class RuleNaming:
         else:
             verdicts = self._infer(one, reading)
             if len(verdicts) == 1:
-                end = self._with_handle(verdicts[0].ends[-1], one.netns, reading)
+                end = self._behind.with_handle(verdicts[0].ends[-1], one.netns, reading)
                 one.record.update(rule_fields(end, INFERRED))
             elif verdicts:
                 one.record.update(candidate_fields(verdicts))
         if end:
-            one.record.update(self._object(end, one.packet, reading))
+            one.record.update(self._behind.object(end, one.packet, reading))
         return one.record
-
-    def _with_handle(self, end: End, netns: int, reading: Reading) -> End:
-        """The same end; its rule has its handle, if it can be found."""
-        rule = end.rule
-        if reading.handles or rule is None or rule.handle or end.base.backend == XT_LEGACY:
-            return end
-        place = rule.family, rule.table, rule.chain
-        known = self._handles.put(self._node(), netns, reading, place)
-        table = known.tables.get((rule.family, rule.table, False))
-        chain = table.chains.get(rule.chain) if table else None
-        # The verdict may be of an older reading than this one: then it keeps what it has.
-        same = chain is not None and rule.index < len(chain.rules)
-        found = chain.rules[rule.index] if chain is not None and same else rule
-        return replace(end, rule=found) if found.body is rule.body else end
 
     def _infer(self, one: _Waiting, reading: Reading) -> tuple[Verdict, ...]:
         """What the rules as they are say, else what they said when they were read before."""
@@ -280,24 +259,11 @@ class RuleNaming:
             known = self._hosts[netns] = node.version, host_of(node, netns)
         return known[1]
 
-    def _object(self, end: End, packet: Packet, reading: Reading) -> Record:
-        """The Kubernetes object behind a rule or a policy, if anybody knows it."""
-        objects = self._objects.get(reading.ruleset, self._node())
-        found = objects.of(end.rule, packet, end.path) if end.rule else objects.of_policy(end.base)
-        return object_fields(found) if found else {}
-
     def _traced(self, one: _Waiting, reading: Reading) -> End | None:
         """What the trace says, unless it is about another hook than the drop."""
-        visit = one.visit
-        if visit is None:
+        if one.visit is None:
             return None
-        place = visit.family, visit.table, visit.chain
-        # A rule that is not there any more may have been there when it was read last. Not the
-        # other way round: a table that is made anew gives the same handles to other rules.
-        last = visit.steps[-1][0] if visit.steps else visit.chain
-        known = self._handles.put(self._node(), one.netns, reading, (*place[:2], last))
-        ruleset = known if knows(known, place, visit.steps) else reading.before
-        end = traced_end(ruleset, place, visit.steps, visit.verdict, by_policy=visit.by_policy)
+        end = self._behind.traced(one.netns, one.visit, reading)
         hook = one.record.get("netfilter.hook", "").lower()
         base = end.base.base
         return None if base and hook and base.hook != hook else end

@@ -104,10 +104,12 @@ class Tree:
         head = f"{bars}{since:>{delta}}  {hop['hook']:<{hook}} {name:<{device}} "
         text = ", ".join(hop_notes(hop))
         lines = self._terminal.wrap(text, head, bars + " " * (len(head) - len(bars)))
+        lines = lines or [head.rstrip()]
+        rules = rule_words(hop)
+        if rules:
+            lines.append(cut(f"{bars}{' ' * (delta + 2)}{rules}", self._terminal.columns))
         dead = hop["hook"] == "kfree_skb" or hop.get("verdict") == "drop"
-        return [
-            self._terminal.paint(line, RED if dead else "") for line in lines or [head.rstrip()]
-        ]
+        return [self._terminal.paint(line, RED if dead else "") for line in lines]
 
 
 MIN_ENDS = 12
@@ -228,6 +230,20 @@ def hop_notes(hop: Record) -> list[str]:
     if hop.get("duration_ns"):
         told.append(f"took {span(hop['duration_ns'])}")
     return told
+
+
+def rule_words(hop: Record) -> str:
+    """The rules that changed or decided a packet at a hop; empty where only policies did."""
+    told = []
+    for rule in hop.get("rules", ()):
+        if "netfilter.policy" in rule and rule["netfilter.policy"] == "accept":
+            continue
+        does = ", ".join(rule.get("netfilter.changes", ())) or rule["netfilter.verdict"]
+        words = f"{does} by {rule['netfilter.table']} {rule['netfilter.chain']}"
+        names = [rule.get(f"netfilter.object.{part}") for part in ("namespace", "name")]
+        name = "/".join(filter(None, names))
+        told.append(f"{words} ({rule['netfilter.object.kind']} {name})" if name else words)
+    return f"rules: {'; '.join(told)}" if told else ""
 
 
 def summary(records: Sequence[Record], terminal: Terminal) -> list[str]:

@@ -167,13 +167,18 @@ def comments(rule: Rule) -> tuple[str, ...]:
     return tuple(found) or ((rule.comment,) if rule.comment else ())
 
 
+def without_comments(text: str) -> str:
+    """A rule's text without what its author says of it."""
+    return _pattern(text).sub("", text)
+
+
 def _pattern(text: str) -> re.Pattern[str]:
     return _XT_COMMENT if text.startswith("-A ") else _NFT_COMMENT
 
 
 def action(text: str) -> str:
     """What a rule does to a packet, from its text without the comments; may be empty."""
-    bare = _pattern(text).sub("", text)
+    bare = without_comments(text)
     return next((word for pattern, word in _ACTIONS if pattern.search(bare)), "")
 
 
