@@ -323,11 +323,11 @@ def _complete(
     ended &= (hops != HOP.HOP_DROPPED) | told
     quiet = ~ended & (rows["time_ns"][last].astype(np.int64) < now_ns - QUIET_NS)
     ended |= quiet
-    latest: dict[int, int] = {}
-    for one, time_ns in zip(root.tolist(), rows["time_ns"][last].tolist(), strict=True):
-        latest[one] = max(latest.get(one, 0), time_ns)
     moved = rows["packet_id"][last] != root
     if moved.any():
+        latest: dict[int, int] = {}
+        for one, time_ns in zip(root.tolist(), rows["time_ns"][last].tolist(), strict=True):
+            latest[one] = max(latest.get(one, 0), time_ns)
         newest = np.array([latest[one] for one in root.tolist()], np.uint64)
         ended |= among(root, root[moved]) & (rows["time_ns"][last] < newest)
     return ~among(ids, root[~ended]) & among(ids, root), last[quiet]

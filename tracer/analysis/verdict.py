@@ -24,9 +24,10 @@ _VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
 def verdict_of(path: Path, context: Context) -> tuple[str, int]:
     """What became of the packet, and the row that tells; of its branches the best that came."""
     columns = path.batch.columns
+    hop = columns.hop
     rows: Sequence[int] = range(path.start, path.stop)
-    if not _BARE.isdisjoint(columns.hop[path.start : path.stop]):
-        rows = [row for row in rows if columns.hop[row] not in _BARE]
+    if not _BARE.isdisjoint(hop[path.start : path.stop]):
+        rows = [row for row in rows if hop[row] not in _BARE]
     if not columns.branched[path.number]:
         return (_of_branch(rows, columns, context), rows[-1]) if rows else ("unknown", path.start)
     branches: dict[int, list[int]] = {}
@@ -37,7 +38,8 @@ def verdict_of(path: Path, context: Context) -> tuple[str, int]:
 
 
 def _of_branch(rows: Sequence[int], columns: Columns, context: Context) -> str:
-    hops = [columns.hop[row] for row in rows]
+    hop = columns.hop
+    hops = [hop[row] for row in rows]
     if not _TAKEN.isdisjoint(hops):
         is_tap = len(rows) == 1 and columns.branch[rows[0]] > 0
         return "consumed" if is_tap else "delivered"

@@ -19,12 +19,20 @@ def test_among_is_isin(values, known):
     assert among(others, some).tolist() == np.isin(others, some).tolist()
 
 
+@uncollected()
+def fails():
+    assert not gc.isenabled()
+    raise ValueError("x")
+
+
 def test_the_collector_is_as_before_also_after_an_error():
     assert gc.isenabled()
-    with pytest.raises(ValueError, match="x"), uncollected():
-        assert not gc.isenabled()
-        raise ValueError("x")
+    with pytest.raises(ValueError, match="x"):
+        fails()
     assert gc.isenabled()
+
+
+def test_a_disabled_collector_stays_so():
     gc.disable()
     try:
         with uncollected():
