@@ -43,9 +43,10 @@ class Columns:
     """Since the hop before, -1 without one."""
     duration_ns: list[int]
     """Between the two records of a netfilter hook, else -1."""
-    argument: list[int]
-    location: list[int]
-    out_ifindex: list[int]
+    argument: NDArray[np.uint32]
+    location: NDArray[np.uint64]
+    out_ifindex: NDArray[np.uint32]
+    """These three are told of few rows, so they are no lists."""
     previous: list[int]
     branch: list[int]
     state: list[int]
@@ -81,9 +82,9 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
         time_ns=time_ns.tolist(),
         delta_ns=np.where(since, time_ns - time_ns[order.previous], -1).tolist(),
         duration_ns=np.where(paired, time_ns[order.leave] - time_ns, -1).tolist(),
-        argument=rows["argument"].tolist(),
-        location=rows["location"].tolist(),
-        out_ifindex=rows["out_ifindex"].tolist(),
+        argument=rows["argument"],
+        location=rows["location"],
+        out_ifindex=rows["out_ifindex"],
         previous=order.previous.tolist(),
         branch=order.branch.tolist(),
         state=order.state.tolist(),

@@ -257,15 +257,15 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
     columns, context = view.columns, view.context
     netns, _, kind, *_ = columns.place[row]
     if kind == HOP.HOP_ROUTE:
-        out = context.node.devices.get((netns, columns.out_ifindex[row]))
+        out = context.node.devices.get((netns, int(columns.out_ifindex[row])))
         if out:
             hop["route.interface.name"] = out.name
     elif kind == HOP.HOP_COPIED:
-        hop["copied_bytes"] = columns.argument[row]
+        hop["copied_bytes"] = int(columns.argument[row])
     else:
-        hop["location"] = context.symbol(columns.location[row])
+        hop["location"] = context.symbol(int(columns.location[row]))
         if kind == HOP.HOP_DROPPED:
-            hop["drop.reason"] = context.reason(columns.argument[row])
+            hop["drop.reason"] = context.reason(int(columns.argument[row]))
 
 
 def parse_row(row: np.void) -> Record:

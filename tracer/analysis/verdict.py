@@ -66,7 +66,7 @@ def _purged(row: int, columns: Columns, context: Context) -> bool:
     return (
         kind == HOP.HOP_NF_LEAVE
         and hook == NF_INET_LOCAL_IN
-        and context.reason(columns.argument[row]) == "QUEUE_PURGE"
+        and context.reason(int(columns.argument[row])) == "QUEUE_PURGE"
     )
 
 
