@@ -161,7 +161,8 @@ def test_parquet_by_duckdb(tmp_path):
     path = written(tmp_path, "parquet", whole)
     query = """
         select count(*), sum("dst.port"), min(epoch_ns("time")), max(hour), count("k8s.pod.name")
-        from read_parquet(?, hive_partitioning = true) where type = 'flow'
+        from read_parquet(?, hive_partitioning = true, hive_types = {'hour': bigint})
+        where type = 'flow'
     """
     found = duckdb.execute(query, [f"{path}/**/*.parquet"]).fetchone()
     rows, ports, first_ns, hour, pods = found
