@@ -7,7 +7,7 @@ kernel's `net->ns.inum`); a device is named by (`netns`, `ifindex`). Addresses a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -92,11 +92,22 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterPod:
-    """One pod of the cluster, on whatever node, as the Kubernetes API tells it."""
+class Named:
+    """An object of the Kubernetes API, in its namespace."""
 
     namespace: str
     name: str
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPod(Named):
+    """One pod of the cluster, on whatever node, as the Kubernetes API tells it."""
+
     node: str = ""
     addresses: tuple[str, ...] = ()
     """Its own; of a host-network pod the node's."""
@@ -106,11 +117,6 @@ class ClusterPod:
     """Its controller, which may have one itself: `Node.owners`."""
     ports: tuple[tuple[str, str, int], ...] = ()
     """Named container ports: (name, `tcp`, number)."""
-
-    @property
-    def key(self) -> str:
-        """`namespace/name`."""
-        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +132,9 @@ class ServicePort:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Service(Named):
     """One Service."""
 
-    namespace: str
-    name: str
     kind: str = "ClusterIP"
     addresses: tuple[str, ...] = ()
     """ClusterIPs; none of a headless Service."""
@@ -141,11 +145,6 @@ class Service:
     """internalTrafficPolicy Local: only endpoints on the sender's node."""
     external_local: bool = False
     """externalTrafficPolicy Local: only endpoints on the node that is asked."""
-
-    @property
-    def key(self) -> str:
-        """`namespace/name`."""
-        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,24 +209,44 @@ class PolicyRule:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkPolicy:
+class NetworkPolicy(Named):
     """One NetworkPolicy of networking.k8s.io/v1."""
 
-    namespace: str
-    name: str
     pods: Selector = Selector()
     ingress: tuple[PolicyRule, ...] | None = None
     """None: it says nothing of ingress; without rules: it allows none."""
     egress: tuple[PolicyRule, ...] | None = None
 
-    @property
-    def key(self) -> str:
-        """`namespace/name`."""
-        return f"{self.namespace}/{self.name}"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    """What only the Kubernetes API tells, at one moment; empty without it."""
+
+    cluster_pods: Mapping[str, ClusterPod] = field(default_factory=dict)
+    """Pods of the whole cluster by `namespace/name`."""
+    cluster_pod_by_address: Mapping[str, str] = field(default_factory=dict)
+    """Never a host-network pod's."""
+    node_by_address: Mapping[str, str] = field(default_factory=dict)
+    """Names of the cluster's nodes that run pods, by address."""
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+    """`namespace/kind/name` of a controller → its own controller."""
+    services: Mapping[str, Service] = field(default_factory=dict)
+    """By `namespace/name`."""
+    service_by_address: Mapping[str, str] = field(default_factory=dict)
+    """`tcp/10.96.0.1/443` → `namespace/name`; a NodePort is `tcp//30080`."""
+    endpoint_slices: Mapping[str, EndpointSlice] = field(default_factory=dict)
+    """By `namespace/name` of the slice."""
+    network_policies: Mapping[str, NetworkPolicy] = field(default_factory=dict)
+    """By `namespace/name`."""
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def over(self, node: Node) -> Node:
+        """`node` with what the API knows."""
+        return replace(node, **{one.name: getattr(self, one.name) for one in fields(ClusterView)})
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class Node(ClusterView):
     """A snapshot of the node; `pods` and every `pod_by_*` index use the pod's uid."""
 
     name: str
@@ -247,23 +266,6 @@ class Node:
     """Sources that could not be read, and what that costs."""
     version: int = 0
     """Grows with every change, so that a reader can tell cheaply whether to look again."""
-    cluster_pods: Mapping[str, ClusterPod] = field(default_factory=dict)
-    """Pods of the whole cluster by `namespace/name`; this and the following need the API."""
-    cluster_pod_by_address: Mapping[str, str] = field(default_factory=dict)
-    """Never a host-network pod's."""
-    node_by_address: Mapping[str, str] = field(default_factory=dict)
-    """Names of the cluster's nodes that run pods, by address."""
-    owners: Mapping[str, Owner] = field(default_factory=dict)
-    """`namespace/kind/name` of a controller → its own controller."""
-    services: Mapping[str, Service] = field(default_factory=dict)
-    """By `namespace/name`."""
-    service_by_address: Mapping[str, str] = field(default_factory=dict)
-    """`tcp/10.96.0.1/443` → `namespace/name`; a NodePort is `tcp//30080`."""
-    endpoint_slices: Mapping[str, EndpointSlice] = field(default_factory=dict)
-    """By `namespace/name` of the slice."""
-    network_policies: Mapping[str, NetworkPolicy] = field(default_factory=dict)
-    """By `namespace/name`."""
-    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

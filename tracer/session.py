@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from tracer.cluster.cluster import Cluster
-    from tracer.cluster.store import ClusterView
     from tracer.kernel.program import Program
-    from tracer.model import Node
+    from tracer.model import ClusterView, Node
 
 ONE = (1).to_bytes(4, sys.byteorder)
 

@@ -7,8 +7,9 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from tracer.cluster.store import ClusterView, Store
+from tracer.cluster.store import Store
 from tracer.cluster.watch import RESOURCES, Watcher
+from tracer.model import ClusterView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

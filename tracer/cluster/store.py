@@ -5,47 +5,22 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tracer.cluster import parse
+from tracer.model import ClusterView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from tracer.cluster.parse import Json
-    from tracer.model import (
-        ClusterPod,
-        EndpointSlice,
-        NetworkPolicy,
-        Node,
-        Owner,
-        Service,
-    )
+    from tracer.model import ClusterPod, Service
 
 LINGER_S = 90.0
 """How long a pod that is gone keeps its name: its last packets are told of later."""
 MAX_GONE = 8192
 SHARED_SLACK = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterView:
-    """The fields of `model.Node` that the API fills, at one moment."""
-
-    cluster_pods: Mapping[str, ClusterPod] = field(default_factory=dict)
-    cluster_pod_by_address: Mapping[str, str] = field(default_factory=dict)
-    node_by_address: Mapping[str, str] = field(default_factory=dict)
-    owners: Mapping[str, Owner] = field(default_factory=dict)
-    services: Mapping[str, Service] = field(default_factory=dict)
-    service_by_address: Mapping[str, str] = field(default_factory=dict)
-    endpoint_slices: Mapping[str, EndpointSlice] = field(default_factory=dict)
-    network_policies: Mapping[str, NetworkPolicy] = field(default_factory=dict)
-    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def over(self, node: Node) -> Node:
-        """`node` with what the API knows."""
-        return replace(node, **{one.name: getattr(self, one.name) for one in fields(self)})
 
 
 def addressed(services: Iterable[Service]) -> dict[str, str]:
