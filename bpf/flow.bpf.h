@@ -95,8 +95,7 @@ static __always_inline void count_ipv4(const struct flow4_words *flow, __u32 byt
 	if (!cached)
 		return;
 	known = (void *)&cached->key;
-	if (known->receiver != flow->receiver || known->sender != flow->sender ||
-	    known->place != flow->place) {
+	if (!same_flow4(known, flow)) {
 		if (cached->count.packets)
 			flush_slot(cached);
 		*known = *flow;

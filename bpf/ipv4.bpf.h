@@ -11,6 +11,13 @@ struct flow4_words {
 };
 _Static_assert(sizeof(struct flow4_words) == sizeof(struct flow4_key), "one layout");
 
+static __always_inline int same_flow4(const struct flow4_words *one,
+				      const struct flow4_words *other)
+{
+	return one->receiver == other->receiver && one->sender == other->sender &&
+	       one->place == other->place;
+}
+
 static __always_inline __u32 flow4_hash(const struct flow4_words *flow)
 {
 	__u64 hash = (flow->sender ^ flow->place) * 0x9e3779b97f4a7c15ULL;

@@ -47,7 +47,7 @@
 
 /* What one window shows; programs ask for no more at once, whether there are windows or not. */
 #define WINDOW_WORDS 6
-#define WINDOW_BYTES 48
+#define WINDOW_BYTES (WINDOW_WORDS * 8)
 
 #ifdef SK_BUFF_BTF_ID
 /*

@@ -81,7 +81,7 @@ def netns_inodes(node: Node, inodes: NDArray[np.uint32], text: str) -> list[int]
 
 
 def _of_pods(events: np.ndarray, node: Node, pods: PodSelection) -> NDArray[np.bool_]:
-    """As bpf/trace.bpf.h and bpf/hooks/skb_drop.bpf.c decide it."""
+    """As bpf/choose.bpf.h and bpf/hooks/skb_drop.bpf.c decide it."""
     known = marks(pods, node)
 
     def at_place(netns: int, ifindex: int) -> int:

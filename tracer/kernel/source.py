@@ -21,7 +21,15 @@ COMMON = (
     "maps.bpf.h",
     "select.bpf.h",
 )
-PLANES = ("drop.bpf.h", "flow.bpf.h", "tunnel.bpf.h", "trace.bpf.h", "segment.bpf.h", "route.bpf.h")
+PLANES = (
+    "drop.bpf.h",
+    "flow.bpf.h",
+    "tunnel.bpf.h",
+    "choose.bpf.h",
+    "trace.bpf.h",
+    "segment.bpf.h",
+    "route.bpf.h",
+)
 
 
 def splice(bpf: Path, programs: Iterable[str], pcap_match: str = "") -> str:

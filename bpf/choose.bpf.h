@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Which packets `trace` was asked for, at a hop where one may be chosen. */
+#if defined(WITH_TRACE) && !defined(TRACER_CHOOSE_H)
+#define TRACER_CHOOSE_H
+
+/* What one hop needs to know of the packet before it is told. */
+struct sight {
+	struct sk_buff *skb;
+	void *head;
+	void *l3;
+	__u32 linear_bytes; /* of the packet, from l3 on */
+	__u32 bytes; /* all of them, from l3 on */
+	__u32 netns;
+	__u32 ifindex;
+	__u32 signature;
+	__u32 followed_signature; /* of the packet as it was chosen: a tunnel's differs */
+	__u32 tcp_flags;
+	struct tuple tuple __attribute__((aligned(8))); /* it is written in larger pieces */
+};
+
+/* Read addresses, ports and signature. */
+static __always_inline void look(int typed, struct sight *sight)
+{
+	sight->tuple.ethertype = bpf_ntohs(LOAD(sight->skb->protocol));
+	sight->tcp_flags =
+		read_tuple(typed, sight->l3, sight->linear_bytes, &sight->tuple, &sight->signature);
+}
+
+static __always_inline int has_options(__u16 ethertype, __u8 first)
+{
+	return ethertype == bpf_htons(ETH_P_IP) && first != 0x45;
+}
+
+/*
+ * Does the filter accept it? It wants an Ethernet frame in map memory, whatever the packet has.
+ * Most need no MAC addresses and look no further than the first PCAP_REACH bytes behind them.
+ */
+static __always_inline int filter_accepts(int typed, const struct sight *sight)
+{
+#ifdef SELECT_PCAP
+	int slot = 0;
+	struct drop_event *frame = scratch.lookup(&slot);
+	__u16 ethertype = LOAD(sight->skb->protocol);
+	__u32 bytes = sight->linear_bytes;
+
+	if (!frame)
+		return 0;
+#ifdef PCAP_READS_MAC
+	__u16 mac = LOAD(sight->skb->mac_header);
+
+	if (mac == MAC_HEADER_UNSET || sight->head + mac + L2_BYTES > sight->l3 ||
+	    bpf_probe_read_kernel(frame->packet, L2_BYTES, sight->head + mac))
+		__builtin_memset(frame->packet, 0, L2_BYTES);
+#endif
+	*(__u16 *)(frame->packet + 12) = ethertype;
+	read_words(typed, (void *)frame->packet + L2_BYTES, WINDOW_WORDS, sight->l3);
+	if (bytes > WINDOW_BYTES) {
+		if (PCAP_REACH <= WINDOW_BYTES && !has_options(ethertype, frame->packet[L2_BYTES]))
+			bytes = WINDOW_BYTES;
+		else
+			bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES,
+					    sight->l3, bytes);
+	}
+#ifdef SELECT_INNER
+	struct inner *inner = find_inner(sight->l3, sight->linear_bytes, bpf_ntohs(ethertype));
+
+	if (inner) {
+		*(__u16 *)(frame->packet + 12) = bpf_htons(inner->ethertype);
+		bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES,
+				    sight->l3 + inner->offset, sight->linear_bytes - inner->offset);
+		return pcap_match(frame->packet, L2_BYTES + bytes,
+				  L2_BYTES + sight->bytes - inner->offset);
+	}
+#endif
+	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
+#else
+	return 1;
+#endif
+}
+
+/* The first FIRST packets of each flow, by the sender's tuple. */
+static __always_inline int among_first(struct sight *sight)
+{
+#ifdef FIRST_PACKETS
+	struct tuple tuple = sight->tuple;
+	__u32 one = 1, *count;
+
+	read_sender_tuple(READ(sight->skb->_nfct), &tuple);
+	count = flow_firsts.lookup(&tuple);
+	if (!count) {
+		flow_firsts.update(&tuple, &one);
+		return 1;
+	}
+	/* The old value of an atomic addition is not to be had before BPF's v3 instructions. */
+	if (*count >= FIRST_PACKETS)
+		return 0;
+	__sync_fetch_and_add(count, 1);
+	return 1;
+#else
+	return 1;
+#endif
+}
+
+/*
+ * Is it a selected pod's packet: by where it is, by an address, or because it belongs to a connection
+ * of the pod's whose other side, beyond NAT, looks like this?
+ */
+static __always_inline int pods_packet(struct sight *sight)
+{
+#ifdef SELECT_PODS
+	__u32 place = pod_place(sight->netns, sight->ifindex);
+
+	if (place == POD_SELECTED)
+		return 1;
+	if (!place && (pod_address(sight->tuple.saddr) == POD_SELECTED ||
+		       pod_address(sight->tuple.daddr) == POD_SELECTED))
+		return 1;
+	return followed_flows.lookup(&sight->tuple) != NULL;
+#else
+	return 1;
+#endif
+}
+
+/*
+ * Asking whose packet it is takes five look-ups: the answer no is kept, for a place and an IPv4
+ * flow, until the selection or the followed connections change.
+ */
+static __always_inline struct unselected_flow *unselected_flow(int typed, const struct sight *sight,
+							       struct flow4_words *flow)
+{
+#ifdef SELECT_PODS
+	__u8 tcp_flags = 0;
+	__u32 slot;
+
+	flow->place = sight->netns | (__u64)sight->ifindex << 32;
+	if (LOAD(sight->skb->protocol) != bpf_htons(ETH_P_IP) || sight->linear_bytes < 20 + 16 ||
+	    !read_flow4(typed, sight->l3, 0, flow, &tcp_flags))
+		return NULL;
+	slot = flow4_hash(flow) & (UNSELECTED_SLOTS - 1);
+	return unselected_flows.lookup(&slot);
+#else
+	return NULL;
+#endif
+}
+
+static __always_inline __u64 selection_now(void)
+{
+	int slot = 0;
+	__u64 *version = selection_version.lookup(&slot);
+
+	return version ? *version : 0;
+}
+
+static __always_inline int known_unselected(int typed, const struct sight *sight)
+{
+	struct flow4_words flow;
+	struct unselected_flow *kept = unselected_flow(typed, sight, &flow);
+
+	return kept && kept->version == selection_now() && same_flow4(&kept->flow, &flow);
+}
+
+/* `version` is the selection's from before it was asked. */
+static __always_inline void keep_unselected(int typed, const struct sight *sight, __u64 version)
+{
+	struct flow4_words flow;
+	struct unselected_flow *kept = unselected_flow(typed, sight, &flow);
+
+	if (!kept)
+		return;
+	kept->flow = flow;
+	kept->version = version;
+}
+
+/* From now on packets like this belong to a selected pod. */
+static __always_inline void follow_flow(struct tuple *tuple)
+{
+#ifdef SELECT_PODS
+	int slot = 0;
+	__u64 *version = selection_version.lookup(&slot);
+	__u32 one = 1;
+
+	if (followed_flows.lookup(tuple))
+		return;
+	followed_flows.update(tuple, &one);
+	if (version)
+		__sync_fetch_and_add(version, 1);
+#endif
+}
+
+/* Keep in mind how the answers look, and the connection on both sides of NAT. */
+static __always_inline void remember_flow(const struct hop_event *event)
+{
+#ifdef SELECT_PODS
+	struct tuple tuple = event->tuple;
+
+	__builtin_memcpy(tuple.saddr, event->tuple.daddr, ADDRESS_BYTES);
+	__builtin_memcpy(tuple.daddr, event->tuple.saddr, ADDRESS_BYTES);
+	tuple.sport = event->tuple.dport;
+	tuple.dport = event->tuple.sport;
+	if (has_ports(tuple.protocol))
+		follow_flow(&tuple);
+	if (!event->ct.present)
+		return;
+	tuple = event->ct.orig;
+	follow_flow(&tuple);
+	tuple = event->ct.reply;
+	follow_flow(&tuple);
+#endif
+}
+
+/* Was this packet asked for? Its headers have been read. */
+static __always_inline int packet_selected(int typed, struct sight *sight)
+{
+	__u64 version = selection_now();
+
+	if (!pods_packet(sight)) {
+		keep_unselected(typed, sight, version);
+		return 0;
+	}
+#ifdef SELECT_TCP_FLAGS
+	if (!(sight->tcp_flags & SELECT_TCP_FLAGS))
+		return 0;
+#endif
+#ifdef SAMPLE
+	/* By signature: the same answer at every hop. */
+	if ((sight->signature >> 1) % SAMPLE)
+		return 0;
+#endif
+	return among_first(sight);
+}
+
+/* What costs least is asked first: could a packet be chosen here, and does the filter want it? */
+static __always_inline int may_choose(int typed, const struct sight *sight, int may_begin)
+{
+	return may_begin && !known_unselected(typed, sight) && filter_accepts(typed, sight);
+}
+
+#endif
