@@ -75,6 +75,12 @@ def watch(drops):
 
 
 @pytest.fixture
+def packets(trace):
+    """What the module's `trace` writes during this test."""
+    return runner.watch(trace)
+
+
+@pytest.fixture
 def nothing_left():
     """The test leaves no BPF object, nft rule, namespace or pin that was not there before."""
     before = lab_leftovers.listing()

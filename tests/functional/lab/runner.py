@@ -182,6 +182,17 @@ def running(
             live.ended()
 
 
+@contextmanager
+def whole(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Live]:
+    """The same, stopped after the block: it must end well and have lost nothing."""
+    with running(*arguments, env=env) as live:
+        yield live
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    assert done.records[-1]["lost"] == {}
+
+
 def until_lines(live: Live, count: int, timeout_s: float = 5) -> None:
     """Wait until standard output has `count` lines."""
     until(lambda: len(live.lines) >= count, f"{count} lines, now {live.lines}", timeout_s)
