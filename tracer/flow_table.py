@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.errors import TracerError
+from tracer.wall_time import time_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -207,12 +208,6 @@ def texts(column: Column) -> list[str | None]:
     words = np.array([*(column.words or ()), None], object)
     found: list[str | None] = words[column.values.astype(np.int32)].tolist()
     return found
-
-
-def time_texts(times_ns: NDArray[np.generic]) -> list[str]:
-    """Nanoseconds since 1970 as RFC 3339 in UTC with nine digits, as the records have them."""
-    written: list[str] = np.datetime_as_string(times_ns.astype("M8[ns]"), timezone="UTC").tolist()
-    return written
 
 
 def _cells(field: Field, column: Column) -> list[object]:

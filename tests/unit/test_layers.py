@@ -14,7 +14,7 @@ LAYERS = {
     "cli": {"", "commands", "config", "errors"},
     "config": {"errors"},
     "commands": {"", "session", "explaining", "followers", "ct_tracking", "notify", "errors"}
-    | {"attribution", "model", "flow_table", "layout", "ct_layout"}
+    | {"attribution", "model", "flow_table", "wall_time", "layout", "ct_layout"}
     | {"kernel", "inventory", "cluster", "netfilter", "analysis", "sinks", "recording", "report"}
     | {"metrics"},
     "session": {"", "instance", "model", "layout", "errors"}
@@ -28,8 +28,8 @@ LAYERS = {
     "inventory": {"", "model", "layout", "errors"},
     "cluster": {"", "model", "errors"},
     "netfilter": {"", "model", "ct_layout", "errors"},
-    "analysis": {"", "model", "flow_table", "layout", "ct_layout", "errors"},
-    "sinks": {"", "model", "flow_table", "layout", "errors", "files"},
+    "analysis": {"", "model", "flow_table", "wall_time", "layout", "ct_layout", "errors"},
+    "sinks": {"", "model", "flow_table", "wall_time", "layout", "errors", "files"},
     "recording": {"", "model", "layout", "errors", "files", "analysis"},
     "report": {"", "errors", "flow_table", "sinks"},
     "metrics": {"", "errors", "flow_table"},
@@ -37,7 +37,8 @@ LAYERS = {
     "instance": {"errors"},
     "layout": {"errors"},
     "notify": {"errors"},
-    "flow_table": {"model", "errors"},
+    "flow_table": {"model", "wall_time", "errors"},
+    "wall_time": set(),
     "ct_layout": set(),
     "model": set(),
     "errors": set(),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracer.analysis.ct_records import space_fields
-from tracer.analysis.time import format_time
+from tracer.wall_time import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +90,7 @@ def failure_records(
     return [
         {
             "type": "failure",
-            "time": format_time(now_ns),
+            "time": time_text(now_ns),
             **space_fields(node, netns),
             "failure": kind.name,
             "count": count,

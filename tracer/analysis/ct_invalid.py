@@ -12,8 +12,8 @@ from tracer.analysis.addresses import address_bytes, address_text
 from tracer.analysis.conntrack import flow_fields
 from tracer.analysis.ct_filter import PROTOCOLS
 from tracer.analysis.drops import end_fields
-from tracer.analysis.time import format_time
 from tracer.ct_layout import ENTRY
+from tracer.wall_time import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +86,7 @@ def _record(match: re.Match[str], fields: Record, node: Node, now_ns: int) -> Re
     flags = [flag for flag in _FLAGS if flag in match["rest"].partition("RES=")[2].split()]
     record: Record = {
         "type": "invalid",
-        "time": format_time(now_ns),
+        "time": time_text(now_ns),
         "k8s.node.name": node.name,
         **fields,
         **end_fields(node, None, "", fields),

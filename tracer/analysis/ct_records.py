@@ -15,8 +15,8 @@ import numpy as np
 from tracer.analysis.conntrack import flow_fields, protocol_state, status_names
 from tracer.analysis.drops import place_fields
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
-from tracer.analysis.time import format_time
 from tracer.ct_layout import ENTRY, Event, Has
+from tracer.wall_time import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,7 +77,7 @@ class Describer:
                 **_state(*state),
             }
             if start_ns:
-                record["conntrack.start_time"] = format_time(start_ns)
+                record["conntrack.start_time"] = time_text(start_ns)
             if kind == _DESTROY:
                 begun_ns = start_ns or births[index]
                 record.update(_end(begun_ns, at_ns or time_ns, (deaths or {}).get(index)))
@@ -213,7 +213,7 @@ def _addresses(node: Node, netns: int) -> set[str]:
     return {address for device in devices for address in device.addresses}
 
 
-_time_text = lru_cache(maxsize=16)(format_time)
+_time_text = lru_cache(maxsize=16)(time_text)
 """All events that are read together have one time."""
 
 

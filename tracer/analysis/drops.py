@@ -10,8 +10,8 @@ from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.netfilter import netfilter_place
 from tracer.analysis.packet import parse
 from tracer.analysis.selection import owner
-from tracer.analysis.time import format_time
 from tracer.layout import layout
+from tracer.wall_time import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -130,7 +130,7 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     location = context.symbol(int(event["location"]))
     record: Record = {
         "type": "drop",
-        "time": format_time(context.wall_ns(int(event["time_ns"]))),
+        "time": time_text(context.wall_ns(int(event["time_ns"]))),
     }
     if direction:
         record["direction"] = direction

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracer.analysis.flows import sum_flows
-
-NS_PER_S = 1_000_000_000
+from tracer.wall_time import NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from tracer.analysis.explain import explain
 from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.packet import describe, parse
-from tracer.analysis.time import NS_PER_S, second_text
 from tracer.analysis.uncollected import uncollected
 from tracer.analysis.verdict import verdict_of
 from tracer.layout import layout
+from tracer.wall_time import time_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,17 +90,8 @@ class _View:
     """The fields `tuple`, `ct` and `bytes` of all rows: a field of a struct is slow to take."""
     headers: list[tuple[int, bytes]]
     """Of each packet, as it was first sent: EtherType, and the bytes from its network header on."""
-
-    def second(self, time_ns: int) -> tuple[int, str]:
-        """When the second of a CLOCK_BOOTTIME began, and how the records write it."""
-        wall_ns = time_ns + self.context.wall_offset_ns
-        second, nanoseconds = divmod(wall_ns, NS_PER_S)
-        return time_ns - nanoseconds, second_text(second)
-
-    def time(self, time_ns: int) -> str:
-        """The record's time of a CLOCK_BOOTTIME."""
-        second_ns, prefix = self.second(time_ns)
-        return f"{prefix}{time_ns - second_ns:09d}Z"
+    times: list[str]
+    """Of each row, as the records write it."""
 
 
 def _view(batch: Batch, context: Context) -> _View:
@@ -116,7 +107,8 @@ def _view(batch: Batch, context: Context) -> _View:
         telling.append(place[2] in _TELLING)
     rows, headers = batch.rows, _headers(batch)
     fields = rows["tuple"], rows["ct"], rows["bytes"]
-    return _View(rows, batch.columns, context, forms, telling, *fields, headers)
+    times = time_texts(rows["time_ns"].astype(np.int64) + context.wall_offset_ns)
+    return _View(rows, batch.columns, context, forms, telling, *fields, headers, times)
 
 
 def _headers(batch: Batch) -> list[tuple[int, bytes]]:
@@ -159,7 +151,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     node = view.context.node
     record: Record = {
         "type": "packet",
-        "time": view.time(path.begin_ns),
+        "time": view.times[path.start],
         "duration_ns": path.duration_ns,
         "verdict": verdict,
         "k8s.node.name": node.name,
@@ -193,26 +185,22 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
 def _hops(path: Path, view: _View) -> list[Record]:
     """The visible hops of a packet by time."""
     columns, part, changes = view.columns, slice(path.start, path.stop), view.columns.changes
-    second_ns, prefix = view.second(columns.time_ns[path.start])
     forms, telling = view.forms, view.telling
     hops: list[Record] = []
     told = zip(
         range(path.start, path.stop),
         columns.form[part],
-        columns.time_ns[part],
+        view.times[part],
         columns.delta_ns[part],
         columns.duration_ns[part],
         columns.absorbed[part],
         strict=True,
     )
-    for row, form, time_ns, delta_ns, duration_ns, is_absorbed in told:
+    for row, form, time, delta_ns, duration_ns, is_absorbed in told:
         if is_absorbed:
             continue
         hop = forms[form].copy()
-        since_ns = time_ns - second_ns
-        hop["time"] = (
-            f"{prefix}{str(since_ns).zfill(9)}Z" if since_ns < NS_PER_S else view.time(time_ns)
-        )
+        hop["time"] = time
         if delta_ns >= 0:
             hop["delta_ns"] = delta_ns
         if duration_ns >= 0:

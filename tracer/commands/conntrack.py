@@ -31,7 +31,6 @@ from tracer.analysis.ct_records import EVENTS, FOUND, Describer, space_fields
 from tracer.analysis.ct_stats import SYSCTLS, stats_records
 from tracer.analysis.ct_top import Census, top_records
 from tracer.analysis.selection import addresses_of
-from tracer.analysis.time import format_time
 from tracer.commands import options
 from tracer.ct_layout import Event
 from tracer.ct_tracking import Tracker
@@ -42,6 +41,7 @@ from tracer.netfilter.ct_follow import Follower
 from tracer.netfilter.ct_log import KernelLog
 from tracer.session import Run, say
 from tracer.sinks import open_sink
+from tracer.wall_time import time_text
 
 if TYPE_CHECKING:
     import argparse
@@ -181,7 +181,7 @@ class Conntrack:
         for netns, count, correction in self.tracker.resynchronise(last=last):
             record: Record = {
                 "type": "resync",
-                "time": format_time(now),
+                "time": time_text(now),
                 **space_fields(node, netns),
                 "lost": count,
                 "entries": correction.alive,

@@ -34,6 +34,7 @@ from tracer.recording import Batch, Evidence, Loss, Recording
 from tracer.session import say
 from tracer.sinks import open_sink
 from tracer.sinks.pcapng import Pcapng
+from tracer.wall_time import NS_PER_S
 
 if TYPE_CHECKING:
     import argparse
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from tracer.analysis.paths import Path as PacketPath
     from tracer.model import Node, Record
     from tracer.sinks import Sink
-
-NS_PER_S = 1_000_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracer.flow_table import FIELDS, TEXT, TIME, Column, texts, time_texts
+from tracer.flow_table import FIELDS, TEXT, TIME, Column, texts
+from tracer.wall_time import time_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.flow_table import records
+from tracer.wall_time import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,6 @@ _HEADER = (
     " end action log-status"
 )
 _ACTIONS = {"forwarded": "ACCEPT", "dropped": "REJECT"}
-_NS_PER_S = 1_000_000_000
 
 
 class FlowLines:
@@ -43,7 +43,7 @@ class FlowLines:
 
 
 def _seconds(table: FlowTable, name: str) -> Sequence[str]:
-    seconds = table.columns[name].values.astype(np.int64) // _NS_PER_S
+    seconds = table.columns[name].values.astype(np.int64) // NS_PER_S
     return [str(second) for second in seconds.tolist()]
 
 
