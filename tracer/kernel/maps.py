@@ -13,7 +13,7 @@ import numpy as np
 from tracer.kernel.libbpf import check, library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tracer.kernel.program import MapInfo
 
@@ -56,10 +56,19 @@ class Map:
         return (self._cpus or 1) * self._stride
 
     def _empty(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Room for keys and values as they lie in the kernel."""
         return (
-            np.empty(count, self._key),
+            np.empty(count, f"V{self._key.itemsize}"),
             np.empty(count * self.entry_bytes, np.uint8),
         )
+
+    def _keys(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Raw keys as one array of the key's dtype.
+
+        Joined while they are raw: numpy joins records in the machine's own byte order, and what is
+        given back to the kernel must be what came from it.
+        """
+        return np.concatenate(parts).view(self._key)
 
     def _values(self, raw: np.ndarray, count: int) -> np.ndarray:
         """Raw bytes of `count` entries → values, (count,) or (count, cpus)."""
@@ -107,7 +116,7 @@ class Map:
             values.append(self._values(raw, count.value))
             started = True
             if code == errno.ENOENT:
-                return np.concatenate(keys), np.concatenate(values)
+                return self._keys(keys), np.concatenate(values)
 
     def _read_one_by_one(self) -> tuple[np.ndarray, np.ndarray]:
         lib = library()
@@ -119,12 +128,12 @@ class Map:
             key = following.raw
             found = self.lookup(key)
             if found is not None:
-                keys.append(np.frombuffer(key, self._key))
+                keys.append(np.frombuffer(key, f"V{len(key)}"))
                 values.append(found)
         if not keys:
             none, raw = self._empty(0)
-            return none, self._values(raw, 0)
-        return np.concatenate(keys), np.concatenate(values)
+            return self._keys([none]), self._values(raw, 0)
+        return self._keys(keys), np.concatenate(values)
 
     def lookup(self, key: bytes) -> np.ndarray | None:
         """Values of one key, shape (1,) or (1, cpus); None when it is absent."""
