@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ mount --move /mnt /run/netns && exec "$@"
 """
 """Hides the namespaces of everyone else on the machine: they are not on the bench's node."""
 SOURCE = Path(__file__).with_name("blast.c")
+LOCK = Path("/run/tracer-benchmarks.lock")
+"""The names above are there once on a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +61,25 @@ def run(*argv: str, timeout_s: float = 30.0) -> str:
 
 @contextmanager
 def two_pods() -> Iterator[None]:
-    """Make node, bridge, pods and the node's rules; take them away again."""
-    _clean()
-    try:
-        run("ip", "netns", "add", NODE)
-        _ip(NODE, "link add", BRIDGE, "type bridge")
-        _quiet(NODE, BRIDGE)
-        _ip(NODE, "link set", BRIDGE, "up")
-        for name, address in PODS.items():
-            _pod(name, address)
-        run("ip", "netns", "exec", NODE, "iptables-restore", str(RULES))
-        yield
-    finally:
+    """Make node, bridge, pods and the node's rules; take them away again. One at a time."""
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _clean()
+        try:
+            _make()
+            yield
+        finally:
+            _clean()
+
+
+def _make() -> None:
+    run("ip", "netns", "add", NODE)
+    _ip(NODE, "link add", BRIDGE, "type bridge")
+    _quiet(NODE, BRIDGE)
+    _ip(NODE, "link set", BRIDGE, "up")
+    for name, address in PODS.items():
+        _pod(name, address)
+    run("ip", "netns", "exec", NODE, "iptables-restore", str(RULES))
 
 
 def on_node(*argv: str) -> tuple[str, ...]:
