@@ -22,8 +22,8 @@ struct sight {
 static __always_inline void look(int typed, struct sight *sight)
 {
 	sight->tuple.ethertype = bpf_ntohs(LOAD(sight->skb->protocol));
-	sight->tcp_flags =
-		read_tuple(typed, sight->l3, sight->linear_bytes, &sight->tuple, &sight->signature);
+	sight->tcp_flags = TCP_FLAGS & read_tuple(typed, sight->l3, sight->linear_bytes,
+						  &sight->tuple, &sight->signature);
 }
 
 static __always_inline int has_options(__u16 ethertype, __u8 first)
@@ -129,12 +129,12 @@ static __always_inline struct unselected_flow *unselected_flow(int typed, const 
 							       struct flow4_words *flow)
 {
 #ifdef SELECT_PODS
-	__u8 tcp_flags = 0;
+	__u32 tcp = 0;
 	__u32 slot;
 
 	flow->place = sight->netns | (__u64)sight->ifindex << 32;
 	if (LOAD(sight->skb->protocol) != bpf_htons(ETH_P_IP) || sight->linear_bytes < 20 + 16 ||
-	    !read_flow4(typed, sight->l3, 0, flow, &tcp_flags))
+	    !read_flow4(typed, sight->l3, 0, flow, &tcp))
 		return NULL;
 	slot = flow4_hash(flow) & (UNSELECTED_SLOTS - 1);
 	return unselected_flows.lookup(&slot);

@@ -13,6 +13,7 @@
  *   SELECT_TCP_FLAGS    follow TCP packets with one of these flags
  *   SK_BUFF_BTF_ID      the type window() gives bpf_rdonly_cast, where the kernel has it
  *   DROP_REASON         kfree_skb tells a reason (since 5.17, c504e5c2f964)
+ *   RETRANSMIT_ERROR    tcp_retransmit_skb tells those that failed too (since 6.16)
  *   DROP_RX_SK          kfree_skb tells the receiving socket (since 6.11, ba8de796baf4)
  *   SELECT_PODS         only packets of the places, addresses and cgroups in the maps selected_*
  *   SELECT_NETNS        only packets that die in this network namespace
@@ -47,11 +48,14 @@
 #ifndef MAX_FLOW_DROPS
 #define MAX_FLOW_DROPS (MAX_FLOWS / 4)
 #endif
+#define MAX_FLOW_CONNECTIONS (MAX_FLOWS / 2) /* of two directions and more each */
+#define MAX_FLOW_TRANSITS (MAX_FLOWS / 16) /* only those that had a packet timed */
 #ifndef MAX_FLOW_OTHER
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions */
 #endif
 #define DEVICE_SLOTS 4096
 #define UNSELECTED_SLOTS 1024 /* flows that each CPU knows not to be selected; a power of two */
+#define TOLD_SLOTS 16384 /* connections that each CPU knows it has told; a power of two */
 #define FLOW_SLOTS 1024 /* IPv4 flows that each CPU counts without the map; a power of two */
 #ifndef MAX_PLACES
 #define MAX_PLACES 16384

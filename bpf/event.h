@@ -15,6 +15,7 @@
 #define SNAPLEN 80 /* bytes of each hop's packet; a multiple of 8 */
 #endif
 #define IFNAME_BYTES 16
+#define TRANSIT_BUCKETS 32 /* the last has all that took longer */
 #define ADDRESS_BYTES 16 /* IPv4 addresses are IPv4-mapped: ::ffff:a.b.c.d */
 
 enum direction {
@@ -31,7 +32,9 @@ enum loss {
 	LOSS_FLOW_DROPS = 2, /* map flow_drops full: a drop is missing from its flow */
 	LOSS_FLOW_OTHER = 3, /* map flow_other full: a packet was not counted at all */
 	LOSS_HOPS = 4, /* ring buffer full: a hop of a followed packet is missing */
-	LOSS_SOURCES = 5,
+	LOSS_FLOW_DETAILS =
+		5, /* a map of what flows tell besides counts is full: one such detail is missing */
+	LOSS_SOURCES = 6,
 };
 
 /* An L3/L4 flow as its sender wrote it. ICMP: type in sport, code in dport. */
@@ -194,10 +197,41 @@ struct flow4_key {
 struct flow_count {
 	__u64 packets;
 	__u64 bytes; /* from the network header on, as netfilter counts them */
+	__u32 tick; /* jiffies of last_ns */
+	__u8 tcp_flags; /* OR of all flags seen */
+	__u8 dscp; /* as of last_ns */
+	__u16 pad;
 	__u64 first_ns; /* CLOCK_BOOTTIME */
 	__u64 last_ns; /* at most one tick (jiffy) before the true last packet */
-	__u64 tick; /* jiffies64 of last_ns */
-	__u64 tcp_flags; /* OR of all flags seen */
+	__u64 syn_ns; /* first segment with SYN; 0: none */
+	__u32 rtt_us; /* the sending socket's smoothed round-trip time, as of last_ns; 0: not known */
+	__u32 resets; /* segments with RST */
+	__u32 zero_windows; /* segments that offer no window, without SYN and RST */
+	__u32 retransmits; /* skbs that TCP sent again; not counted in the same row as packets */
+};
+
+/* What each CPU has of its own. */
+struct flow_cpu {
+	__u64 armed_head; /* the packet whose way across the node is timed: address of its data */
+	__u64 armed_ns; /* when its pod sent it */
+	__u32 armed_tick; /* jiffies of that: one packet a tick */
+	__u32 armed_bytes;
+	__u32 generation; /* of the flow maps; user space counts it up */
+	__u32 pad;
+};
+
+/* A connection as the node's conntrack knows it; its value is a struct conntrack. */
+struct flow_connection_key {
+	struct tuple orig;
+	__u16 zone;
+	__u16 pad;
+};
+
+/* How long sampled packets took across the node, from one pod's device to another's. */
+struct flow_transit {
+	__u64 sum_ns;
+	__u64 max_ns;
+	__u32 buckets[32]; /* TRANSIT_BUCKETS: how many took 2^index ns and less than twice that */
 };
 
 /* One CPU's counts of an IPv4 flow, before they go into the flow map. */

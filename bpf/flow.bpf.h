@@ -3,7 +3,6 @@
 #if defined(WITH_FLOWS) && !defined(TRACER_FLOW_H)
 #define TRACER_FLOW_H
 
-#define IFF_LOOPBACK 8
 #define KIND_VETH 0x68746576ULL /* "veth", as a little-endian number */
 #define KIND_NETKIT 0x74696b74656eULL /* "netkit" */
 
@@ -38,21 +37,22 @@ static __always_inline struct flow_count *flow_counter(void *map, void *key)
 	return bpf_map_lookup_elem_(map, key);
 }
 
-static __always_inline void count_packet(struct flow_count *count, __u32 bytes, __u8 tcp_flags)
+static __always_inline void count_packet(int typed, struct flow_count *count,
+					 const struct crossing *at)
 {
-	__u64 tick = bpf_jiffies64();
+	__u32 tick = bpf_jiffies64();
 
-	if (count->tick != tick) {
-		/* A clock costs as much as the rest: once a tick is enough for the last time. */
+	if (RARELY(count->tick != tick || at->tcp & TCP_TURNS)) {
 		count->tick = tick;
-		count->last_ns = bpf_ktime_get_boot_ns();
-		if (!count->packets)
-			count->first_ns = count->last_ns;
+		look_closer(typed, count, at);
 	}
 	count->packets += 1;
-	count->bytes += bytes;
-	if (tcp_flags)
-		count->tcp_flags |= tcp_flags;
+	count->bytes += at->bytes;
+	if (at->tcp) {
+		count->tcp_flags |= at->tcp;
+		if (!(at->tcp & (TCP_WINDOW | TCP_SYN | TCP_RST)))
+			count->zero_windows += 1;
+	}
 }
 
 /* Move what a cache slot holds into the map. */
@@ -74,37 +74,44 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 	}
 	if (!count->packets)
 		count->first_ns = cached->count.first_ns;
+	if (!count->syn_ns)
+		count->syn_ns = cached->count.syn_ns;
+	if (cached->count.rtt_us)
+		count->rtt_us = cached->count.rtt_us;
 	count->last_ns = cached->count.last_ns;
+	count->dscp = cached->count.dscp;
 	count->packets += cached->count.packets;
 	count->bytes += cached->count.bytes;
 	count->tcp_flags |= cached->count.tcp_flags;
+	count->resets += cached->count.resets;
+	count->zero_windows += cached->count.zero_windows;
 }
 
 /* Most packets belong to a flow that this CPU has just counted: no hash table for those. */
-static __always_inline void count_ipv4(const struct flow4_words *flow, __u32 bytes, __u8 tcp_flags)
+static __always_inline void count_ipv4(int typed, const struct flow4_words *flow,
+				       const struct crossing *at)
 {
 	struct flow_count fresh = {};
 	struct cached_flow *cached;
 	struct flow4_words *known;
-	__u32 slot = 0, *generation = flow_generation.lookup(&slot);
+	__u32 slot = flow4_hash(flow) & (FLOW_SLOTS - 1);
 
-	slot = flow4_hash(flow) & (FLOW_SLOTS - 1);
-	if (generation && *generation)
+	if (at->cpu->generation & 1)
 		slot += FLOW_SLOTS;
 	cached = flow_cache.lookup(&slot);
 	if (!cached)
 		return;
 	known = (void *)&cached->key;
-	if (!same_flow4(known, flow)) {
+	if (RARELY(!same_flow4(known, flow))) {
 		if (cached->count.packets)
 			flush_slot(cached);
 		*known = *flow;
 		cached->count = fresh;
 	}
-	count_packet(&cached->count, bytes, tcp_flags);
+	count_packet(typed, &cached->count, at);
 }
 
-static __always_inline void count_any(struct flow_key *flow, __u32 bytes, __u8 tcp_flags)
+static __always_inline void count_any(int typed, struct flow_key *flow, const struct crossing *at)
 {
 	struct flow_other_key other = {
 		.netns = flow->netns, .ifindex = flow->ifindex, .direction = flow->direction};
@@ -115,9 +122,9 @@ static __always_inline void count_any(struct flow_key *flow, __u32 bytes, __u8 t
 	if (map)
 		count = flow_counter(map, flow);
 	if (count)
-		count_packet(count, bytes, tcp_flags);
+		count_packet(typed, count, at);
 	else
-		count_other(&other, 1, bytes);
+		count_other(&other, 1, at->bytes);
 }
 
 /* Does a device of the node lead into another namespace, as the node's end of a veth does? */
@@ -130,7 +137,7 @@ static __always_inline int is_pair(const struct net_device *dev, __u32 ifindex)
 
 	if (!known)
 		return 0;
-	if (known->ifindex != ifindex) {
+	if (RARELY(known->ifindex != ifindex)) {
 		ops = READ(dev->rtnl_link_ops);
 		if (ops)
 			bpf_probe_read_kernel_str(kind, sizeof(kind), READ(ops->kind));
@@ -140,32 +147,36 @@ static __always_inline int is_pair(const struct net_device *dev, __u32 ifindex)
 	return known->pair;
 }
 
-/* Count a packet of `bytes` from `l3` on, at a device of a pod or at the node's end of its pair. */
-static __always_inline void flow_packet(int typed, const struct sk_buff *skb, const void *l3,
-					__u32 bytes, struct place place, __u32 direction)
+/* Count a packet at a device of a pod or at the node's end of its pair. */
+static __always_inline void flow_packet(int typed, struct crossing *at)
 {
-	__u16 protocol = LOAD(skb->protocol);
-	__u32 linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(skb->head));
-	__u8 tcp_flags = 0;
+	__u16 protocol = LOAD(at->skb->protocol);
+	__u32 linear_bytes = LOAD(at->skb->tail) - (__u32)((__u64)at->l3 - (__u64)at->head);
+	int slot = 0;
 
 #ifdef SELECT_PODS
-	if (!place_selected(place.netns, place.ifindex))
+	if (!place_selected(at->place.netns, at->place.ifindex))
 		return;
 #endif
+	at->cpu = flow_cpu.lookup(&slot);
+	if (!at->cpu)
+		return;
+	if (RARELY(at->cpu->armed_head == (__u64)at->head))
+		end_transit(typed, at, protocol, linear_bytes);
 	if (protocol == bpf_htons(ETH_P_IP) && linear_bytes >= 20 + 16) {
-		struct flow4_words flow = {.place = place.netns | (__u64)place.ifindex << 32};
+		struct flow4_words flow = {.place = at->place.netns | (__u64)at->place.ifindex
+									      << 32};
 
-		if (read_flow4(typed, l3, direction, &flow, &tcp_flags)) {
-			count_ipv4(&flow, bytes, tcp_flags);
+		if (read_flow4(typed, at->l3, at->direction, &flow, &at->tcp)) {
+			at->ends = flow.sender ^ flow.receiver;
+			count_ipv4(typed, &flow, at);
 			return;
 		}
 	}
-	struct flow_key key = {
-		.netns = place.netns, .ifindex = place.ifindex, .direction = direction};
+	struct flow_key key __attribute__((aligned(8)));
 
-	key.tuple.ethertype = bpf_ntohs(protocol);
-	tcp_flags = read_tuple(typed, l3, linear_bytes, &key.tuple, NULL);
-	count_any(&key, bytes, tcp_flags);
+	read_key(typed, at, protocol, linear_bytes, &key);
+	count_any(typed, &key, at);
 }
 
 /*
@@ -174,22 +185,28 @@ static __always_inline void flow_packet(int typed, const struct sk_buff *skb, co
  * this once per pod, and what the pods receive needs no hook of its own.
  */
 static __always_inline void flow_xmit(int typed, const struct sk_buff *skb,
-				      const struct net_device *dev, const void *l3)
+				      const struct net_device *dev, const void *head,
+				      const void *l3)
 {
 	const struct net *net = LOAD(dev->nd_net.net);
-	struct place place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
-	__u32 direction = DIRECTION_EGRESS;
+	struct crossing at = {
+		.skb = skb,
+		.head = head,
+		.l3 = l3,
+		.place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)},
+		.direction = DIRECTION_EGRESS,
+	};
 
-	if (place.netns == NODE_NETNS) {
-		if (!is_pair(dev, place.ifindex))
+	if (at.place.netns == NODE_NETNS) {
+		if (!is_pair(dev, at.place.ifindex))
 			return;
-		direction = DIRECTION_INGRESS;
+		at.direction = DIRECTION_INGRESS;
 	} else if (LOAD(dev->flags) & IFF_LOOPBACK) {
 		return;
 	}
 	/* skb->data is at the link header here: len counts it, bytes must not. */
-	flow_packet(typed, skb, l3, LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data)),
-		    place, direction);
+	at.bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data));
+	flow_packet(typed, &at);
 }
 
 /* What a pod receives by a device whose other end is not on the node: macvlan, a physical one. */
@@ -197,12 +214,46 @@ static __always_inline void flow_receive(int typed, const struct sk_buff *skb,
 					 const struct net_device *dev)
 {
 	const struct net *net = LOAD(dev->nd_net.net);
-	struct place place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)};
+	struct crossing at = {
+		.skb = skb,
+		.place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)},
+		.direction = DIRECTION_INGRESS,
+	};
 
-	if (place.netns == NODE_NETNS || !unpaired_places.lookup(&place))
+	if (at.place.netns == NODE_NETNS || !unpaired_places.lookup(&at.place))
 		return;
+	at.head = LOAD(skb->head);
 	/* The network header is not set yet; data stands where it will be. */
-	flow_packet(typed, skb, LOAD(skb->data), LOAD(skb->len), place, DIRECTION_INGRESS);
+	at.l3 = LOAD(skb->data);
+	at.bytes = LOAD(skb->len);
+	flow_packet(typed, &at);
+}
+
+/* TCP sends something again: counted beside the flow, for this may run amid the flow's own count. */
+static __always_inline void count_retransmit(int typed, const struct sock *sk)
+{
+	struct flow_key key __attribute__((aligned(8))) = {};
+	struct flow_count *count;
+	int slot = 0;
+	void *map = flows.lookup(&slot);
+
+	if (!map || !socket_flow(typed, sk, &key))
+		return;
+#ifdef SELECT_PODS
+	if (!place_selected(key.netns, key.ifindex))
+		return;
+#endif
+	count = flow_counter(map, &key);
+	if (!count) {
+		lose(LOSS_FLOW_DETAILS);
+		return;
+	}
+	count->retransmits += 1;
+	if (count->packets)
+		return;
+	count->last_ns = bpf_ktime_get_boot_ns();
+	if (!count->first_ns)
+		count->first_ns = count->last_ns;
 }
 
 #endif

@@ -27,10 +27,11 @@ static __always_inline __u32 flow4_hash(const struct flow4_words *flow)
 
 /*
  * The key of an IPv4 packet without options that is no fragment, straight from its headers: where
- * the kernel lets us look through a window, by plain loads. `flow` has its place.
+ * the kernel lets us look through a window, by plain loads. `flow` has its place; `tcp` is as
+ * read_tuple() tells it.
  */
 static __always_inline int read_flow4(int typed, const void *l3, __u32 direction,
-				      struct flow4_words *flow, __u8 *tcp_flags)
+				      struct flow4_words *flow, __u32 *tcp)
 {
 	__u64 ip[5];
 	__u8 protocol;
@@ -45,7 +46,7 @@ static __always_inline int read_flow4(int typed, const void *l3, __u32 direction
 	protocol = flow->sender >> 8;
 	flow->sender = (flow->sender & 0xffffffff0000ff00ULL) | direction;
 	if (protocol == IPPROTO_TCP)
-		*tcp_flags = ip[4] >> 8;
+		*tcp = (__u32)ip[4] >> 8;
 	else if (protocol == IPPROTO_ICMP)
 		flow->receiver &= 0xffffffffffffULL;
 	else if (!has_ports(protocol))

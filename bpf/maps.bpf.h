@@ -97,7 +97,17 @@ BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);
  * needs the slot of another pushes that one's counts into the map.
  */
 BPF_PERCPU_ARRAY(flow_cache, struct cached_flow, 2 * FLOW_SLOTS);
-BPF_ARRAY(flow_generation, __u32, 1);
+BPF_PERCPU_ARRAY(flow_cpu, struct flow_cpu, 1);
+/* Connections of the flows, and whether a CPU has told one as it is now. */
+BPF_TABLE("hash", struct flow_connection_key, struct conntrack, flow_connections_0,
+	  MAX_FLOW_CONNECTIONS);
+BPF_TABLE("hash", struct flow_connection_key, struct conntrack, flow_connections_1,
+	  MAX_FLOW_CONNECTIONS);
+BPF_ARRAY_OF_MAPS(flow_connections, "flow_connections_0", 1);
+BPF_PERCPU_ARRAY(told_connections, __u64, TOLD_SLOTS);
+BPF_TABLE("hash", struct flow_key, struct flow_transit, flow_transits_0, MAX_FLOW_TRANSITS);
+BPF_TABLE("hash", struct flow_key, struct flow_transit, flow_transits_1, MAX_FLOW_TRANSITS);
+BPF_ARRAY_OF_MAPS(flow_transits, "flow_transits_0", 1);
 /* What is_pair() found out about the node's devices. */
 struct device_kind {
 	__u32 ifindex;

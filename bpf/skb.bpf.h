@@ -239,14 +239,19 @@ static __always_inline __u32 packet_signature(const __u8 *ip_id, __u8 protocol, 
 	return (hash ^ (hash >> 13)) | 1;
 }
 
-/* Ports, signature and TCP flags from the first 16 bytes of the transport header. */
-static __always_inline __u8 read_transport(const __u8 *l4, __u32 l4_bytes, const __u8 *ip_id,
-					   struct tuple *tuple, __u32 *signature)
+/*
+ * Ports and signature from the first 16 bytes of the transport header; returns what they tell of
+ * TCP, 0 of others: the flags, and TCP_WINDOW above, as it stands in the header.
+ */
+#define TCP_FLAGS 0xffU
+#define TCP_WINDOW 0xffff00U
+static __always_inline __u32 read_transport(const __u8 *l4, __u32 l4_bytes, const __u8 *ip_id,
+					    struct tuple *tuple, __u32 *signature)
 {
 	set_ports(tuple, l4);
 	if (signature)
 		*signature = packet_signature(ip_id, tuple->protocol, l4, l4_bytes);
-	return tuple->protocol == IPPROTO_TCP ? l4[13] : 0;
+	return tuple->protocol == IPPROTO_TCP ? *(__u32 *)(l4 + 12) >> 8 : 0;
 }
 
 /* A mask for the first `count` bytes of a little-endian word. */
@@ -257,12 +262,12 @@ static __always_inline __u32 first_bytes(__u32 count)
 
 /*
  * Fill `tuple` (its ethertype is set) and, unless NULL, `signature` from the headers at `l3`;
- * returns the TCP flags seen, if any. Every skb's linear part is followed by skb_shared_info
+ * returns the TCP flags and window seen, if any, as read_transport() does. Every skb's linear part is followed by skb_shared_info
  * (320 bytes), so a fixed-size read cannot leave the allocation; `linear_bytes` says how much of
  * it is packet.
  */
-static __always_inline __u8 read_tuple(int typed, const void *l3, __u32 linear_bytes,
-				       struct tuple *tuple, __u32 *signature)
+static __always_inline __u32 read_tuple(int typed, const void *l3, __u32 linear_bytes,
+					struct tuple *tuple, __u32 *signature)
 {
 	__u64 words[7];
 	__u8 *header = (void *)words, slow[16] __attribute__((aligned(8)));
@@ -313,6 +318,7 @@ static __always_inline __u8 read_tuple(int typed, const void *l3, __u32 linear_b
 		*(__u32 *)(slow + 4) &= first_bytes(l4);
 		*(__u32 *)(slow + 8) &= first_bytes(l4 > 4 ? l4 - 4 : 0);
 		slow[13] &= l4 > 9 ? 0xff : 0;
+		*(__u16 *)(slow + 14) |= 1; /* not known to be zero */
 	}
 	return read_transport(slow, bytes, ip_id, tuple, signature);
 }

@@ -6,10 +6,10 @@ int dev_xmit(unsigned long long *ctx)
 	const int typed = TYPED_dev_xmit;
 	struct sk_buff *skb = (void *)ctx[0];
 	struct net_device *dev = (void *)ctx[1];
-	__u8 *l3 = LOAD(skb->head) + LOAD(skb->network_header);
+	__u8 *head = LOAD(skb->head), *l3 = head + LOAD(skb->network_header);
 
 #ifdef WITH_FLOWS
-	flow_xmit(typed, skb, dev, l3);
+	flow_xmit(typed, skb, dev, head, l3);
 #endif
 #ifdef WITH_TRACE
 	struct sight sight = {};

@@ -4,21 +4,20 @@
  * has no headers, but shares its data with the one that was sent; what is sent now is a new packet.
  */
 
-int tcp_retransmit(unsigned long long *ctx)
+#ifdef WITH_TRACE
+static __always_inline void tell_retransmit(int typed, const struct sock *sk,
+					    const struct sk_buff *skb)
 {
-	const int typed = TYPED_tcp_retransmit;
-	const struct sock *sk = (void *)ctx[0];
-	const struct sk_buff *skb = (void *)ctx[1];
 	__u64 head = (__u64)LOAD(skb->head);
 	struct followed *sent = anything_followed() ? followed_packets.lookup(&head) : NULL;
 	struct hop_event *event;
 
 	if (!sent)
-		return 0;
+		return;
 	event = hops.ringbuf_reserve(sizeof(*event));
 	if (!event) {
 		lose(LOSS_HOPS);
-		return 0;
+		return;
 	}
 	clear_hop(event);
 	event->time_ns = bpf_ktime_get_boot_ns();
@@ -30,5 +29,23 @@ int tcp_retransmit(unsigned long long *ctx)
 	event->netns = socket_netns(sk);
 	event->bytes = LOAD(skb->len);
 	hops.ringbuf_submit(event, 0);
+}
+#endif
+
+int tcp_retransmit(unsigned long long *ctx)
+{
+	const int typed = TYPED_tcp_retransmit;
+	const struct sock *sk = (void *)ctx[0];
+
+#ifdef WITH_TRACE
+	tell_retransmit(typed, sk, (void *)ctx[1]);
+#endif
+#ifdef WITH_FLOWS
+#ifdef RETRANSMIT_ERROR
+	if ((int)ctx[2])
+		return 0;
+#endif
+	count_retransmit(typed, sk);
+#endif
 	return 0;
 }

@@ -39,7 +39,8 @@ GROUPS = {
     if FIELDS.keys() >= set(fields)
 }
 """What `--aggregate` has names for; `service` from when flows tell Services on."""
-_SUMS, _EARLIEST, _LATEST = ("packets", "bytes", "count"), ("time",), ("end_time",)
+_SUMS = ("packets", "bytes", "tcp.retransmits", "tcp.resets", "tcp.zero_windows", "count")
+_EARLIEST, _LATEST = ("time",), ("end_time",)
 _FLAGS = "tcp.flags"
 
 
@@ -54,8 +55,8 @@ def grouping(text: str) -> tuple[str, ...]:
 def aggregate(whole: FlowTable, by: Sequence[str]) -> FlowTable:
     """One row for each combination of the columns `by` (and of sources of losses).
 
-    Packets and bytes are summed, times span all, TCP flags are all that were seen; other columns
-    are left out. Earliest first.
+    Packets, bytes and other counts are summed, times span all, TCP flags are all that were seen;
+    other columns are left out. Earliest first.
     """
     names = [name for name in (*by, "source") if name in whole.columns]
     if not whole.rows or not names:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.connections import handshakes_ns
 from tracer.analysis.drops import DIRECTIONS, place_fields
 from tracer.analysis.flows import sum_flows
 from tracer.analysis.names import owner_of, pod_at
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Numbers = np.ndarray
 _EGRESS, _INGRESS = 1, 2
 _ICMP, _TCP, _ICMPV6 = 1, 6, 58
+_NS_PER_US = np.uint64(1000)
 _MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint32)
 """The three words before an IPv4 address (RFC 4291 2.5.5.2)."""
 
@@ -46,11 +48,12 @@ def flow_tables(keys: Numbers, counts: Numbers, context: Context) -> Iterator[Fl
     Rows of one flow are summed; earliest first, in tables of up to TABLE_ROWS.
     """
     keys, totals = sum_flows(keys, counts)
+    handshakes = handshakes_ns(keys, totals["syn_ns"])
     order = np.argsort(totals["first_ns"], kind="stable")
     pods = _Pods(context.node)
     for at in range(0, len(order), TABLE_ROWS):
         rows = order[at : at + TABLE_ROWS]
-        yield _flow_table(keys[rows], totals[rows], context, pods)
+        yield _flow_table(keys[rows], totals[rows], handshakes[rows], context, pods)
 
 
 def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
@@ -58,7 +61,9 @@ def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
     return concat(list(flow_tables(keys, counts, context)))
 
 
-def _flow_table(keys: Numbers, totals: Numbers, context: Context, pods: _Pods) -> FlowTable:
+def _flow_table(
+    keys: Numbers, totals: Numbers, handshakes: Numbers, context: Context, pods: _Pods
+) -> FlowTable:
     ends = _Ends(keys["tuple"])
     charged = pods.at_places(keys)
     unplaced = charged < 0
@@ -71,8 +76,19 @@ def _flow_table(keys: Numbers, totals: Numbers, context: Context, pods: _Pods) -
         "packets": Column(totals["packets"]),
         "bytes": Column(totals["bytes"]),
         "tcp.flags": flags,
+        "dscp": _if_any(np.where(ends.ip, totals["dscp"], 0)),
+        "tcp.retransmits": _if_any(totals["retransmits"]),
+        "tcp.resets": _if_any(totals["resets"]),
+        "tcp.zero_windows": _if_any(totals["zero_windows"]),
+        "tcp.rtt_ns": _if_any(totals["rtt_us"].astype(np.uint64) * _NS_PER_US),
+        "tcp.handshake_ns": _if_any(handshakes),
     }
     return as_table(len(keys), columns)
+
+
+def _if_any(values: NDArray[np.unsignedinteger]) -> Column:
+    """Numbers that are absent where they are 0."""
+    return Column(values, None, values > 0)
 
 
 def drop_table(

@@ -13,7 +13,7 @@ KNOWN, UNKNOWN, NODE_ONLY = range(3)
 
 
 def sum_flows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One row a flow: sums, earliest first and latest last time, OR of the TCP flags.
+    """One row a flow: sums, earliest times, latest last time and what was known then, OR of flags.
 
     `keys` (n,) flow_key and `counts` (n,) flow_count, of several CPUs and places each.
     """
@@ -28,7 +28,27 @@ def sum_flows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
     np.minimum.at(sums["first_ns"], flow, counts["first_ns"])
     np.maximum.at(sums["last_ns"], flow, counts["last_ns"])
     np.bitwise_or.at(sums["tcp_flags"], flow, counts["tcp_flags"])
+    for name in ("resets", "zero_windows", "retransmits"):
+        rows = np.flatnonzero(counts[name])
+        np.add.at(sums[name], flow[rows], counts[name][rows])
+    _earliest("syn_ns", sums, flow, counts)
+    for name in ("dscp", "rtt_us"):
+        _latest(name, sums, flow, counts)
     return keys[first], sums
+
+
+def _earliest(name: str, sums: np.ndarray, flow: np.ndarray, counts: np.ndarray) -> None:
+    """Of the rows that know a time, not 0, the first."""
+    rows = np.flatnonzero(counts[name])
+    sums[name][flow[rows]] = counts[name][rows]
+    np.minimum.at(sums[name], flow[rows], counts[name][rows])
+
+
+def _latest(name: str, sums: np.ndarray, flow: np.ndarray, counts: np.ndarray) -> None:
+    """Of the rows that know it, not 0, that which was counted in last."""
+    rows = np.flatnonzero(counts[name])
+    rows = rows[np.argsort(counts["last_ns"][rows], kind="stable")]
+    sums[name][flow[rows]] = counts[name][rows]
 
 
 def at_pods(keys: np.ndarray, node: Node) -> tuple[np.ndarray, np.ndarray]:

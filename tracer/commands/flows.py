@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 UNHEARD_KINDS = ("macvlan", "ipvlan")
 """Devices that take their packets from another one's receive handler (RX_HANDLER_ANOTHER)."""
 DEFAULT_MAX_FLOWS = 65536
-FLOW_CPU_BYTES = 72
+FLOW_CPU_BYTES = 96
 """One CPU's counts of one flow, and of the half entry kept for flows that are not IPv4."""
 MAP_BUDGET_BYTES = 256 << 20
 """Kernel memory that the two generations' counts may take by default."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.kernel.maps import Map
+from tracer.kernel.maps import Map, possible_cpus
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -63,23 +63,31 @@ class FlowCounts:
         """Counting starts here."""
         structs = layout().structs
         self._cache = Map(*loaded.maps["flow_cache"], "<u4", structs["cached_flow"])
-        self._generation = Map(*loaded.maps["flow_generation"], "<u4", "<u4")
+        self._cpus = Map(*loaded.maps["flow_cpu"], "<u4", structs["flow_cpu"])
         self._slots = self._cache.info.max_entries // 2
-        self._active = 0
+        self._generation = 0
         self._ipv4 = Generations(loaded, "flows4", "flow4_key", "flow_count")
         self._other = Generations(loaded, "flows", "flow_key", "flow_count")
+        self._connections = Generations(
+            loaded, "flow_connections", "flow_connection_key", "conntrack"
+        )
+        self._transits = Generations(loaded, "flow_transits", "flow_key", "flow_transit")
 
     def turn(self) -> tuple[np.ndarray, np.ndarray]:
         """(keys (n,) flow_key, counts (n,) flow_count) since the last turn.
 
         One row is what one CPU counted in one place: a flow may have several.
         """
-        filled = self._active
-        self._active = 1 - filled
+        filled = self._generation & 1
+        self._generation += 1
+        state = np.zeros(possible_cpus(), layout().structs["flow_cpu"])
+        state["generation"] = self._generation & 0xFFFFFFFF
         # Programs that still use the old half are waited for when the maps turn; what these push
         # out of it meanwhile goes into the maps that are read now or next.
-        self._generation.update(bytes(4), self._active.to_bytes(4, sys.byteorder))
+        self._cpus.update(bytes(4), state.tobytes())
         rows = [_rows(*self._ipv4.turn()), _rows(*self._other.turn())]
+        self._connections.turn()
+        self._transits.turn()
         rows.append(self._empty_half(filled))
         keys = [_widened(keys) if keys.dtype != rows[1][0].dtype else keys for keys, _ in rows]
         return np.concatenate(keys), np.concatenate([counts for _, counts in rows])
@@ -96,8 +104,8 @@ class FlowCounts:
 
 
 def _rows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (n,) or (n, cpus) and counts (n, cpus) → one row for each count above zero."""
-    used = counts["packets"] > 0
+    """Keys (n,) or (n, cpus) and counts (n, cpus) → one row for each that counted anything."""
+    used = (counts["packets"] > 0) | (counts["retransmits"] > 0)
     if keys.ndim == 1:
         keys = np.broadcast_to(keys[:, np.newaxis], counts.shape)
     return keys[used], counts[used]

@@ -121,7 +121,7 @@ HOOKS = (
         "tcp-retransmit",
         "segments that TCP sends again",
         _tracepoint("tcp_retransmit_skb"),
-        ("trace",),
+        ("flows", "trace"),
         optional=True,
     ),
     Hook(

@@ -23,6 +23,7 @@ COMMON = (
 )
 PLANES = (
     "drop.bpf.h",
+    "flow_look.bpf.h",
     "flow.bpf.h",
     "tunnel.bpf.h",
     "choose.bpf.h",

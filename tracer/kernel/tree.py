@@ -57,7 +57,7 @@ OPTIONAL_FIELDS = {
     "sk_buff": ("vlan_present", "vlan_all", "vlan_tci", "mono_delivery_time", "tstamp_type"),
     "nf_conn": ("zone", "mark", "labels"),
     "net_device": ("nd_net",),
-    "sock_common": ("skc_net",),
+    "sock_common": ("skc_net", "skc_v6_daddr"),
     "sock_cgroup_data": ("cgroup", "val"),
     "nf_conntrack_zone": ("id",),
 }

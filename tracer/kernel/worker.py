@@ -60,6 +60,9 @@ def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[s
         defines["DROP_REASON"] = "1"
     if "struct sock *" in arguments:
         defines["DROP_RX_SK"] = "1"
+    # 6.16 and later tell the error of one that failed.
+    if len(types.tracepoints.get("tcp_retransmit_skb", ())) > 2:  # noqa: PLR2004 - socket, skb
+        defines["RETRANSMIT_ERROR"] = "1"
     # 6.3 and later tell where: dd1b527831a3.
     if len(types.tracepoints.get("consume_skb", ())) > 1:
         defines["CONSUMED_LOCATION"] = "1"

@@ -33,8 +33,12 @@ def _flow(key, source, destination, protocol=6, ports=(4000, 80), ethertype=0x08
 
 def _counts(*rows):
     counts = np.zeros(len(rows), STRUCTS["flow_count"])
-    for index, (packets, size, first_ns, last_ns, flags) in enumerate(rows):
-        counts[index] = (packets, size, first_ns, last_ns, 0, flags)
+    for name, values in zip(
+        ("packets", "bytes", "first_ns", "last_ns", "tcp_flags"),
+        zip(*rows, strict=True),
+        strict=True,
+    ):
+        counts[name] = values
     return counts
 
 
@@ -51,6 +55,42 @@ def test_rows_of_one_flow_are_summed():
     assert sums["first_ns"].tolist() == [50, 70]
     assert sums["last_ns"].tolist() == [95, 70]
     assert sums["tcp_flags"].tolist() == [0x0B, 0x10]
+
+
+def test_what_was_known_last_stays_and_what_was_counted_is_summed():
+    keys = np.zeros(3, STRUCTS["flow_key"])
+    counts = _counts((1, 1, 10, 30, 0), (1, 1, 10, 50, 0), (1, 1, 10, 40, 0))
+    counts["dscp"], counts["rtt_us"] = (46, 0, 8), (70, 0, 90)
+    counts["syn_ns"] = (0, 25, 20)
+    counts["resets"], counts["zero_windows"], counts["retransmits"] = (
+        (1, 0, 2),
+        (0, 0, 5),
+        (0, 4, 0),
+    )
+    _, sums = sum_flows(keys, counts)
+    for name, value in (
+        ("dscp", 8), ("rtt_us", 90), ("syn_ns", 20), ("resets", 3), ("zero_windows", 5),
+        ("retransmits", 4),
+    ):  # fmt: skip
+        assert sums[name].tolist() == [value], name
+
+
+def test_details_are_told_where_there_are_any():
+    keys = np.zeros(3, STRUCTS["flow_key"])
+    keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, (1, 2, 1)
+    _flow(keys[0], "10.244.0.5", "10.244.1.9")
+    _flow(keys[1], "10.244.1.9", "10.244.0.5", ports=(80, 4000))
+    _flow(keys[2], "10.244.0.5", "10.244.1.9", protocol=17)
+    counts = _counts((3, 300, 50, 90, 0x02), (2, 200, 60, 95, 0x12), (1, 10, 70, 70, 0))
+    counts["dscp"], counts["rtt_us"], counts["syn_ns"] = (46, 0, 0), (250, 0, 0), (50, 60, 0)
+    counts["resets"], counts["retransmits"] = (0, 1, 0), (2, 0, 0)
+    sent, got, datagram = records(flow_table(keys, counts, CONTEXT))
+    assert (sent["dscp"], sent["tcp.rtt_ns"], sent["tcp.retransmits"]) == (46, 250_000, 2)
+    assert got["tcp.resets"] == 1
+    assert sent["tcp.handshake_ns"] == got["tcp.handshake_ns"] == 10
+    quiet = {name for name in ("dscp", *sent) if name.startswith(("tcp.", "dscp"))}
+    assert not quiet & datagram.keys()
+    assert not {"dscp", "tcp.rtt_ns", "tcp.retransmits", "tcp.zero_windows"} & got.keys()
 
 
 def test_no_flows_are_no_records():

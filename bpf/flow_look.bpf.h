@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What flows tell besides packets and bytes. It costs more than to count, and so is looked at once
+ * a tick (jiffy), CPU and flow, and where a TCP connection begins or ends.
+ */
+#if defined(WITH_FLOWS) && !defined(TRACER_FLOW_LOOK_H)
+#define TRACER_FLOW_LOOK_H
+
+#define IFF_LOOPBACK 8
+#define TCP_FIN 0x01U
+#define TCP_SYN 0x02U
+#define TCP_RST 0x04U
+#define TCP_TURNS (TCP_FIN | TCP_SYN | TCP_RST)
+#define SOCK_STREAM_ 1
+#define SK_TIME_WAIT 6
+#define SK_NEW_SYN_RECV 12
+
+/* A packet where it is counted. */
+struct crossing {
+	const struct sk_buff *skb;
+	const void *head; /* of its data */
+	const void *l3;
+	__u32 bytes; /* from l3 on */
+	__u32 tcp; /* flags and window, as read_tuple() tells */
+	__u32 direction;
+	struct place place;
+	__u64 ends; /* a hash of addresses and ports */
+	struct flow_cpu *cpu;
+};
+
+/* The flow of any packet, with addresses of 16 bytes. */
+static __always_inline void read_key(int typed, struct crossing *at, __u16 protocol,
+				     __u32 linear_bytes, struct flow_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->netns = at->place.netns;
+	key->ifindex = at->place.ifindex;
+	key->direction = at->direction;
+	key->tuple.ethertype = bpf_ntohs(protocol);
+	at->tcp = read_tuple(typed, at->l3, linear_bytes, &key->tuple, NULL);
+	at->ends = *(__u64 *)(key->tuple.saddr + 8) ^ *(__u64 *)(key->tuple.daddr + 8) ^
+		   (key->tuple.sport | (__u32)key->tuple.dport << 16);
+}
+
+/* The differentiated services of an IP packet: six bits of the traffic class. */
+static __always_inline __u8 read_dscp(int typed, const void *l3)
+{
+	__u64 word = 0;
+
+	read_words(typed, &word, 1, l3);
+	if ((word & 0xf0) == 0x40)
+		return (word >> 8 & 0xff) >> 2;
+	return (word & 0xf) << 2 | (word >> 8 & 0xff) >> 6;
+}
+
+/* Of the TCP socket that sends; 0 where there is none, or it has not measured one yet. */
+static __always_inline __u32 smoothed_rtt_us(int typed, const struct sk_buff *skb)
+{
+	const struct sock *sk = LOAD(skb->sk);
+	__u64 word = 0;
+	__u8 state;
+
+	if (!sk)
+		return 0;
+	state = LOAD(sk->__sk_common.skc_state);
+	/* Neither is a full socket. */
+	if (state == SK_TIME_WAIT || state == SK_NEW_SYN_RECV)
+		return 0;
+	if (LOAD(sk->sk_protocol) != IPPROTO_TCP || LOAD(sk->sk_type) != SOCK_STREAM_)
+		return 0;
+	read_words(typed, &word, 1, &((const struct tcp_sock *)sk)->srtt_us);
+	return (__u32)word >> 3;
+}
+
+/* Put the connection of a packet into the map, if this CPU has not done so since it changed. */
+static __always_inline void tell_connection(int typed, const struct crossing *at)
+{
+	const __u64 prime = 0x9e3779b97f4a7c15ULL;
+	__u64 nfct = LOAD(at->skb->_nfct), state = 0, mark = 0, now, *told;
+	const struct nf_conn *ct = (void *)(nfct & NFCT_PTRMASK);
+	struct flow_connection_key key __attribute__((aligned(8))) = {};
+	struct conntrack entry __attribute__((aligned(8))) = {};
+	__u32 slot = nfct * prime >> 32 & (TOLD_SLOTS - 1);
+	void *map;
+
+	if (!ct)
+		return;
+	if (at->tcp)
+		read_words(typed, &state, 1, &ct->proto.tcp.state);
+#ifdef HAS_nf_conn__mark
+	read_words(typed, &mark, 1, &ct->mark);
+#endif
+	/* The address of an entry that is gone is soon another's: so the packet's own ends too. */
+	now = ((nfct ^ at->ends) * prime ^ (__u32)mark ^ (state & 0xff) << 32) +
+	      ((__u64)at->cpu->generation << 40);
+	told = told_connections.lookup(&slot);
+	if (!told || *told == now)
+		return;
+	*told = now;
+	slot = 0;
+	map = flow_connections.lookup(&slot);
+	if (!map)
+		return;
+	read_conntrack(nfct, &entry);
+	key.orig = entry.orig;
+	key.zone = entry.zone;
+	if (bpf_map_update_elem_(map, &key, &entry, BPF_ANY))
+		lose(LOSS_FLOW_DETAILS);
+}
+
+static __always_inline void look_closer(int typed, struct flow_count *count,
+					const struct crossing *at)
+{
+	__u32 rtt_us;
+
+	count->last_ns = bpf_ktime_get_boot_ns();
+	if (!count->packets)
+		count->first_ns = count->last_ns;
+	count->dscp = read_dscp(typed, at->l3);
+	if (at->tcp & TCP_SYN && !count->syn_ns)
+		count->syn_ns = count->last_ns;
+	if (at->tcp & TCP_RST)
+		count->resets += 1;
+	if (at->place.netns == NODE_NETNS) {
+		tell_connection(typed, at);
+		return;
+	}
+	if (at->direction != DIRECTION_EGRESS)
+		return;
+	rtt_us = at->tcp ? smoothed_rtt_us(typed, at->skb) : 0;
+	if (rtt_us)
+		count->rtt_us = rtt_us;
+	if (at->cpu->armed_tick == count->tick)
+		return;
+	at->cpu->armed_tick = count->tick;
+	at->cpu->armed_head = (__u64)at->head;
+	at->cpu->armed_ns = count->last_ns;
+	at->cpu->armed_bytes = at->bytes;
+}
+
+static __always_inline __u32 log2_32(__u32 value)
+{
+	__u32 log = 0;
+
+#pragma unroll
+	for (int bits = 16; bits; bits >>= 1) {
+		if (value >> bits) {
+			value >>= bits;
+			log += bits;
+		}
+	}
+	return log;
+}
+
+/*
+ * The data that was armed is here: the packet has come to the other pod, or what it lay in has been
+ * used again, as after the packet left the node.
+ */
+static __always_inline void end_transit(int typed, struct crossing *at, __u16 protocol,
+					__u32 linear_bytes)
+{
+	__u64 taken_ns = bpf_ktime_get_boot_ns() - at->cpu->armed_ns;
+	struct flow_key key __attribute__((aligned(8)));
+	struct flow_transit zero = {}, *transit;
+	int slot = 0;
+	__u32 bucket = taken_ns >> 32 ? TRANSIT_BUCKETS - 1 : log2_32(taken_ns);
+	void *map = flow_transits.lookup(&slot);
+
+	at->cpu->armed_head = 0;
+	if (!map || at->direction != DIRECTION_INGRESS || at->bytes != at->cpu->armed_bytes)
+		return;
+	read_key(typed, at, protocol, linear_bytes, &key);
+	transit = bpf_map_lookup_elem_(map, &key);
+	if (!transit) {
+		bpf_map_update_elem_(map, &key, &zero, BPF_NOEXIST);
+		transit = bpf_map_lookup_elem_(map, &key);
+	}
+	if (!transit) {
+		lose(LOSS_FLOW_DETAILS);
+		return;
+	}
+	__sync_fetch_and_add(&transit->sum_ns, taken_ns);
+	__sync_fetch_and_add(&transit->buckets[bucket & (TRANSIT_BUCKETS - 1)], 1);
+	if (taken_ns > transit->max_ns)
+		transit->max_ns = taken_ns;
+}
+
+/* The flow that a TCP socket of a pod sends; 0 for other sockets. */
+static __always_inline int socket_flow(int typed, const struct sock *sk, struct flow_key *key)
+{
+	const struct sock_common *common = &sk->__sk_common;
+	const struct dst_entry *dst = READ(sk->sk_dst_cache);
+	const struct net_device *dev = dst ? READ(dst->dev) : NULL;
+	__u16 family = READ(common->skc_family);
+	__be32 saddr = READ(common->skc_rcv_saddr), daddr = READ(common->skc_daddr);
+	struct tuple *tuple = &key->tuple;
+
+	key->netns = socket_netns(sk);
+	key->direction = DIRECTION_EGRESS;
+	if (key->netns == NODE_NETNS || dev && READ(dev->flags) & IFF_LOOPBACK)
+		return 0;
+	key->ifindex = dev ? READ(dev->ifindex) : 0;
+	tuple->protocol = IPPROTO_TCP;
+	tuple->sport = READ(common->skc_num);
+	tuple->dport = bpf_ntohs(READ(common->skc_dport));
+	if (family == AF_INET_) {
+		tuple->ethertype = ETH_P_IP;
+		mapped_address(tuple->saddr, &saddr);
+		mapped_address(tuple->daddr, &daddr);
+		return 1;
+	}
+#ifdef HAS_sock_common__skc_v6_daddr
+	if (family != AF_INET6_)
+		return 0;
+	bpf_probe_read_kernel(tuple->saddr, ADDRESS_BYTES, &common->skc_v6_rcv_saddr);
+	bpf_probe_read_kernel(tuple->daddr, ADDRESS_BYTES, &common->skc_v6_daddr);
+	/* A socket for IPv6 that was connected to ::ffff:a.b.c.d sends IPv4. */
+	tuple->ethertype = *(__u64 *)tuple->daddr == 0 && *(__u32 *)(tuple->daddr + 8) == 0xffff0000
+				   ? ETH_P_IP
+				   : ETH_P_IPV6;
+	return 1;
+#endif
+	return 0;
+}
+
+#endif

@@ -1,0 +1,157 @@
+"""What `tracer flows` tells besides packets and bytes, provoked and held against the kernel."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import contextmanager
+
+import pytest
+from lab import namespaces, runner
+from lab.rules import counted, nft
+from lab.shell import until
+from lab.traffic import converse, family_of, new_port, open_tcp, tcp_listener, udp_listener
+
+EXPEDITED = 46
+"""DSCP of expedited forwarding (RFC 3246)."""
+ABORT = struct.pack("ii", 1, 0)
+"""struct linger: close() resets the connection."""
+
+
+@pytest.fixture
+def flows(cri_env):
+    """Run flows around a block of traffic; its records once it has stopped."""
+
+    def around(*options):
+        return runner.running("flows", "--interval", "300ms", *options, env=cri_env)
+
+    return around
+
+
+def told(records, field, **wanted):
+    """Values of one field in the forwarded flows that match."""
+    wanted = {name.replace("_", "."): value for name, value in wanted.items()}
+    wanted["verdict"] = "forwarded"
+    return [r[field] for r in records if runner.matches(r, wanted) and field in r]
+
+
+def mib(where, name):
+    """One of the kernel's counters of a namespace."""
+    return int(where.run("nstat", "-asz", name).split()[-2])
+
+
+@contextmanager
+def connected(client, web, port):
+    """One TCP connection: (the client's socket, the server's)."""
+    with (
+        tcp_listener(web.where, port) as listener,
+        client.where.socket(socket.AF_INET, socket.SOCK_STREAM) as sender,
+    ):
+        sender.connect((web.ip4, port))
+        accepted, _ = listener.accept()
+        with accepted:
+            yield sender, accepted
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_traffic_class(cluster, flows, version):
+    """As the sender asked for it, at both ends; absent where it asked for nothing."""
+    port, plain, client, web = new_port(), new_port(), cluster.client, cluster.web
+    to = web.ip4 if version == 4 else web.ip6
+    level, option = (
+        (socket.IPPROTO_IP, socket.IP_TOS)
+        if version == 4
+        else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+    )
+    with (
+        udp_listener(web.where, port, family_of(to)),
+        udp_listener(web.where, plain, family_of(to)),
+        flows() as live,
+        client.where.socket(family_of(to), socket.SOCK_DGRAM) as sender,
+    ):
+        sender.sendto(b"x", (to, plain))
+        sender.setsockopt(level, option, EXPEDITED << 2)
+        for _ in range(3):
+            sender.sendto(b"x", (to, port))
+        done = live.stop()
+    for pod, direction in ((client, "egress"), (web, "ingress")):
+        about = {"netns": pod.where.inode, "direction": direction}
+        assert set(told(done.records, "dscp", dst_port=port, **about)) == {EXPEDITED}
+        assert sum(told(done.records, "packets", dst_port=plain, **about)) == 1
+        assert told(done.records, "dscp", dst_port=plain, **about) == []
+
+
+def test_round_trip_times(cluster, flows):
+    """Of the handshake at both pods, and smoothed where each of them sends."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with tcp_listener(web.where, port) as listener, flows("--interval", "1m") as live:
+        source = converse(client.where, (web.ip4, port), listener)
+        done = live.stop()
+    for pod in (client, web):
+        here = {"netns": pod.where.inode}
+        both = [{"src_port": source}, {"dst_port": source}]
+        handshakes = {told(done.records, "tcp.handshake_ns", **here, **way)[0] for way in both}
+        assert len(handshakes) == 1, "the same of both directions"
+        assert 0 < handshakes.pop() < 10**10
+        assert len(told(done.records, "tcp.rtt_ns", direction="egress", **here)) == 1
+        assert 0 < told(done.records, "tcp.rtt_ns", direction="egress", **here)[0] < 10**10
+        assert told(done.records, "tcp.rtt_ns", direction="ingress", **here) == []
+
+
+def test_retransmits(cluster, flows):
+    """As many as the kernel's own counter has grown by."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with flows() as live, connected(client, web, port) as (sender, _):
+        before = mib(client.where, "TcpRetransSegs")
+        with nft(namespaces.node(), "inet", "forward", f"tcp dport {port} counter drop"):
+            sender.sendall(b"lost")
+            until(lambda: mib(client.where, "TcpRetransSegs") >= before + 3, "retransmissions")
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+            sender.close()
+        grew = mib(client.where, "TcpRetransSegs") - before
+        done = live.stop()
+    about = {"netns": client.where.inode, "dst_port": port}
+    assert sum(told(done.records, "tcp.retransmits", **about)) == grew
+    assert sum(told(done.records, "tcp.retransmits", dst_port=port)) == grew, "of the sender only"
+
+
+def test_resets(cluster, flows):
+    """Seven connections to a port that is closed: seven answers with RST, seen at both pods."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with flows() as live:
+        for _ in range(7):
+            assert isinstance(open_tcp(client.where, (web.ip4, port)), ConnectionRefusedError)
+        done = live.stop()
+    for pod, direction in ((web, "egress"), (client, "ingress")):
+        about = {"netns": pod.where.inode, "direction": direction}
+        assert sum(told(done.records, "tcp.resets", src_port=port, **about)) == 7
+    assert told(done.records, "tcp.resets", dst_port=port) == []
+
+
+def test_zero_windows(cluster, flows):
+    """A receiver that does not read: as many segments without a window as a rule counts."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    rule = f"tcp sport {port} tcp window 0 tcp flags & (syn|rst) == 0 counter"
+    with (
+        nft(web.where, "inet", "output", rule),
+        flows() as live,
+        connected(client, web, port) as (sender, accepted),
+    ):
+        sender.settimeout(0)
+        until(lambda: full(sender) and counted(web.where, "inet"), "a full window")
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+        accepted.close()
+        closed = counted(web.where, "inet")
+        done = live.stop()
+    about = {"netns": web.where.inode, "direction": "egress", "src_port": port}
+    assert sum(told(done.records, "tcp.zero_windows", **about)) == closed > 0
+    at_client = {"netns": client.where.inode, "src_port": port}
+    assert sum(told(done.records, "tcp.zero_windows", **at_client)) == closed
+
+
+def full(sender):
+    """Whether a socket takes no more; sends until then."""
+    try:
+        return not sender.send(bytes(1 << 16))
+    except BlockingIOError:
+        return True
