@@ -3,18 +3,32 @@
 #if defined(WITH_TRACE) && !defined(TRACER_CHOOSE_H)
 #define TRACER_CHOOSE_H
 
-/* What one hop needs to know of the packet before it is told. */
+/*
+ * May a packet be chosen at this hop? Where a packet is sent by its host it must: one that looks like
+ * the last one in the same memory is another all the same, unless it is the inside of a tunnel.
+ */
+enum beginning { MAY_NOT_BEGIN = 0, MAY_BEGIN = 1, MUST_BEGIN = 2 };
+
+/* A packet at a hop: what is known of it there, and what comes of that. */
 struct sight {
 	struct sk_buff *skb;
 	void *head;
 	void *l3;
-	__u32 linear_bytes; /* of the packet, from l3 on */
-	__u32 bytes; /* all of them, from l3 on */
+	__u64 location; /* as in struct hop_event, like the next four */
+	__u32 argument;
+	__u32 out_ifindex;
+	__u16 hop;
+	__u8 nf_family;
+	__u8 nf_hook;
 	__u32 netns;
 	__u32 ifindex;
+	__u32 linear_bytes; /* of the packet, from l3 on */
+	__u32 bytes; /* all of them, from l3 on */
+	__u32 may_begin; /* enum beginning */
+	__u32 may_choose; /* the filter accepts it */
 	__u32 signature;
-	__u32 followed_signature; /* of the packet as it was chosen: a tunnel's differs */
 	__u32 tcp_flags;
+	__u64 packet_id; /* once it has been told */
 	struct tuple tuple __attribute__((aligned(8))); /* it is written in larger pieces */
 };
 
@@ -230,9 +244,9 @@ static __always_inline int packet_selected(int typed, struct sight *sight)
 }
 
 /* What costs least is asked first: could a packet be chosen here, and does the filter want it? */
-static __always_inline int may_choose(int typed, const struct sight *sight, int may_begin)
+static __always_inline int may_choose(int typed, const struct sight *sight)
 {
-	return may_begin && !known_unselected(typed, sight) && filter_accepts(typed, sight);
+	return sight->may_begin && !known_unselected(typed, sight) && filter_accepts(typed, sight);
 }
 
 #endif

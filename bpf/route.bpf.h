@@ -3,6 +3,8 @@
 #if defined(WITH_TRACE) && !defined(TRACER_ROUTE_H)
 #define TRACER_ROUTE_H
 
+#define ROUTE_NS 1000000 /* a received packet is routed within this time */
+
 /*
  * A routing decision. The lookup does not name the packet: it is the one last told on this CPU, if
  * that has just been received there, to the same destination, and the route is its namespace's.

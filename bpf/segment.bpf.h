@@ -56,22 +56,26 @@ static __always_inline void remember_whole(const struct sight *sight, const stru
 	whole->tuple = event->tuple;
 }
 
+/* Could the packet at a driver be a segment of the one that this CPU put into that device's queue? */
+static __always_inline struct whole_packet *whole_of(const struct sight *sight)
+{
+	int slot = 0;
+	struct whole_packet *whole = whole_packets.lookup(&slot);
+
+	return whole && whole->packet_id && whole->ifindex == sight->ifindex &&
+			       whole->netns == sight->netns
+		       ? whole
+		       : NULL;
+}
+
 /* A packet handed to a driver: if it is a segment of a followed one, it is followed, too. */
-static __always_inline void adopt_segment(int typed, struct sight *sight)
+static __always_inline void adopt_segment(const struct sight *sight)
 {
 	__u64 head = (__u64)sight->head;
 	struct followed fresh = {}, *known;
-	struct whole_packet *whole;
-	int slot = 0;
+	struct whole_packet *whole = whole_of(sight);
 
-	if (!anything_followed())
-		return;
-	whole = whole_packets.lookup(&slot);
-	if (!whole || !whole->packet_id || whole->ifindex != sight->ifindex ||
-	    whole->netns != sight->netns)
-		return;
-	look(typed, sight);
-	if (!same_tuple(&whole->tuple, &sight->tuple) ||
+	if (!whole || !same_tuple(&whole->tuple, &sight->tuple) ||
 	    tcp_sequence(sight) - whole->sequence >= whole->bytes)
 		return;
 	known = followed_packets.lookup(&head);

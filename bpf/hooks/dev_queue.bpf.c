@@ -6,13 +6,10 @@ int dev_queue(unsigned long long *ctx)
 	const int typed = TYPED_dev_queue;
 	struct sk_buff *skb = (void *)ctx[0];
 	struct net_device *dev = LOAD(skb->dev);
-	struct sight sight = {};
-	struct hop_event *event;
+	struct sight sight = {.hop = HOP_DEV_QUEUE, .may_begin = MAY_BEGIN};
 
 	see(typed, skb, dev, LOAD(skb->head) + LOAD(skb->network_header), &sight);
-	event = begin_hop(typed, &sight, HOP_DEV_QUEUE, MAY_BEGIN);
-	if (event)
-		remember_whole(&sight, event);
-	end_hop(&sight, event);
+	if (concerns(typed, &sight))
+		tell(typed, &sight);
 	return 0;
 }

@@ -12,9 +12,11 @@ int dev_rx(unsigned long long *ctx)
 #endif
 #ifdef WITH_TRACE
 	/* The network header is not set yet; data stands where it will be. */
-	struct sight sight = {};
+	struct sight sight = {.hop = HOP_DEV_RX, .may_begin = MAY_BEGIN};
+
 	see(typed, skb, dev, LOAD(skb->data), &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_RX, MAY_BEGIN));
+	if (concerns(typed, &sight))
+		tell(typed, &sight);
 #endif
 	return 0;
 }

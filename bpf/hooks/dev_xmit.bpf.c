@@ -12,12 +12,13 @@ int dev_xmit(unsigned long long *ctx)
 	flow_xmit(typed, skb, dev, head, l3);
 #endif
 #ifdef WITH_TRACE
-	struct sight sight = {};
+	struct sight sight = {.hop = HOP_DEV_XMIT};
+
 	if (!anything_followed())
 		return 0;
 	see(typed, skb, dev, l3, &sight);
-	adopt_segment(typed, &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_DEV_XMIT, MAY_NOT_BEGIN));
+	if (may_be_followed(&sight) || whole_of(&sight))
+		tell(typed, &sight);
 #endif
 	return 0;
 }

@@ -6,11 +6,12 @@ int netif_rx(unsigned long long *ctx)
 	const int typed = TYPED_netif_rx;
 	struct sk_buff *skb = (void *)ctx[0];
 	struct net_device *dev = LOAD(skb->dev);
-	struct sight sight = {};
+	struct sight sight = {.hop = HOP_NETIF_RX};
 
 	if (!anything_followed())
 		return 0;
 	see(typed, skb, dev, LOAD(skb->data), &sight);
-	end_hop(&sight, begin_hop(typed, &sight, HOP_NETIF_RX, MAY_NOT_BEGIN));
+	if (may_be_followed(&sight))
+		tell(typed, &sight);
 	return 0;
 }

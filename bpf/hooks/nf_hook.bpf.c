@@ -13,19 +13,16 @@ static __always_inline int netfilter_hop(struct bpf_nf_ctx *ctx, __u16 hop, int 
 	const struct nf_hook_state *state = ctx->state;
 	struct sk_buff *skb = ctx->skb;
 	struct net_device *dev = state->out ?: state->in;
-	struct sight sight = {};
-	struct hop_event *event;
+	struct sight sight = {.hop = hop, .may_begin = may_begin};
 
 	if (!dev || (!may_begin && !anything_followed()))
 		return NF_ACCEPT_;
 	see(typed, skb, dev, skb->head + skb->network_header, &sight);
-	event = begin_hop(typed, &sight, hop, may_begin);
-	if (event) {
-		event->nf_hook = state->hook;
-		event->nf_family = state->pf;
-		event->out_ifindex = state->out ? state->out->ifindex : 0;
-	}
-	end_hop(&sight, event);
+	sight.nf_hook = state->hook;
+	sight.nf_family = state->pf;
+	sight.out_ifindex = state->out ? state->out->ifindex : 0;
+	if (may_begin ? concerns(typed, &sight) : may_be_followed(&sight))
+		tell(typed, &sight);
 	return NF_ACCEPT_;
 }
 

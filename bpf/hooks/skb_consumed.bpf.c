@@ -5,22 +5,16 @@ int skb_consumed(unsigned long long *ctx)
 {
 	const int typed = TYPED_skb_consumed;
 	struct sk_buff *skb = (void *)ctx[0];
-	struct sight sight = {};
-	struct hop_event *event;
+	struct sight sight = {.hop = HOP_CONSUMED};
 	__u64 head = (__u64)LOAD(skb->head);
 
 	/* Nearly every packet ends here: ask before looking closer. */
 	if (!anything_followed() || !followed_packets.lookup(&head))
 		return 0;
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
-	event = begin_hop(typed, &sight, HOP_CONSUMED, MAY_NOT_BEGIN);
-	if (!event)
-		return 0;
 #ifdef CONSUMED_LOCATION
-	event->location = ctx[1];
+	sight.location = ctx[1];
 #endif
-	if (event->flags & HOP_GONE)
-		followed_packets.delete(&head);
-	end_hop(&sight, event);
+	tell(typed, &sight);
 	return 0;
 }

@@ -6,22 +6,18 @@
 static __always_inline void report_end(int typed, void *ctx, struct sk_buff *skb,
 				       struct drop_event *event)
 {
-	struct sight sight = {};
-	struct hop_event *hop;
-	__u64 head = (__u64)LOAD(skb->head);
+	struct sight sight = {.hop = HOP_DROPPED, .may_begin = MAY_BEGIN};
 
 	see_in_socket(typed, skb, NULL, &sight);
 	sight.netns = event->netns;
 	sight.ifindex = event->ifindex;
-	hop = begin_hop(typed, &sight, HOP_DROPPED, MAY_BEGIN);
-	if (!hop)
+	sight.location = event->location;
+	sight.argument = event->reason;
+	if (concerns(typed, &sight))
+		tell(typed, &sight);
+	if (!sight.packet_id)
 		return;
-	hop->location = event->location;
-	hop->argument = event->reason;
-	event->packet_id = hop->packet_id;
-	if (hop->flags & HOP_GONE)
-		followed_packets.delete(&head);
-	end_hop(&sight, hop);
+	event->packet_id = sight.packet_id;
 	event->time_ns = bpf_ktime_get_boot_ns();
 	report_drop(ctx, skb, event);
 }

@@ -5,15 +5,12 @@ int sock_copied(unsigned long long *ctx)
 {
 	const int typed = TYPED_sock_copied;
 	struct sk_buff *skb = (void *)ctx[0];
-	struct sight sight = {};
-	struct hop_event *event;
+	struct sight sight = {.hop = HOP_COPIED, .argument = ctx[1]};
 
 	if (!anything_followed())
 		return 0;
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
-	event = begin_hop(typed, &sight, HOP_COPIED, MAY_NOT_BEGIN);
-	if (event)
-		event->argument = ctx[1];
-	end_hop(&sight, event);
+	if (may_be_followed(&sight))
+		tell(typed, &sight);
 	return 0;
 }

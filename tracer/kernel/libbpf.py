@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes as ct
 import errno
 import os
-import struct
 from dataclasses import dataclass
 from functools import cache
 
 from tracer.errors import TracerError
 from tracer.kernel.hooks import RAW
+from tracer.kernel.subprograms import BPF_PSEUDO_KFUNC_CALL, call, split
 
 BPF_PROG_TYPE_RAW_TRACEPOINT = 17
 BPF_PROG_TYPE_TRACING = 26
@@ -22,7 +22,6 @@ BPF_PROG_TYPE_NETFILTER = 32
 BPF_TRACE_RAW_TP = 23
 BPF_NETFILTER = 45
 BTF_KIND_STRUCT, BTF_KIND_FUNC = 4, 12
-BPF_CALL, BPF_PSEUDO_KFUNC_CALL = 0x85, 2
 RDONLY_CAST_CALL = 0x7F00
 """No helper has this number: it stands for bpf_rdonly_cast until the program is loaded."""
 LOG_BYTES = 1 << 18
@@ -80,11 +79,8 @@ class RdonlyCast:
 
     def resolve(self, instructions: bytes) -> bytes:
         """Turn calls of the stand-in RDONLY_CAST_CALL into calls of the kernel's function."""
-        stand_in = struct.pack("<BBhi", BPF_CALL, 0, 0, RDONLY_CAST_CALL)
-        call = struct.pack("<BBhi", BPF_CALL, BPF_PSEUDO_KFUNC_CALL << 4, 0, self.function)
-        step = len(stand_in)
-        pieces = (instructions[at : at + step] for at in range(0, len(instructions), step))
-        return b"".join(call if piece == stand_in else piece for piece in pieces)
+        stand_in, real = call(RDONLY_CAST_CALL), call(self.function, BPF_PSEUDO_KFUNC_CALL)
+        return b"".join(real if one == stand_in else one for one in split(instructions))
 
 
 @cache

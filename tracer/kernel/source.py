@@ -29,6 +29,7 @@ PLANES = (
     "choose.bpf.h",
     "trace.bpf.h",
     "segment.bpf.h",
+    "tell.bpf.h",
     "route.bpf.h",
 )
 

@@ -25,6 +25,7 @@ from tracer.kernel.hook_probe import refusal
 from tracer.kernel.hooks import HOOKS, NETFILTER, RAW, TYPED, Hook, Way
 from tracer.kernel.program import Attached, MapInfo, Program
 from tracer.kernel.source import splice
+from tracer.kernel.subprograms import SUBPROGRAMS, link
 from tracer.layout import bpf_dir
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[s
     defines = dict(program.defines)
     for hook in HOOKS:
         if hook.name in ways:
-            defines[f"TYPED_{hook.program}"] = str(int(ways[hook.name].kind == TYPED))
+            kind = ways[hook.name].kind
+            defines[f"TYPED_{hook.program}"] = str(int(kind == TYPED))
+            name = "tell_raw" if kind == RAW else "tell_typed"
+            defines[f"CALL_{name}"] = str(SUBPROGRAMS[name])
     arguments = types.tracepoints.get("kfree_skb", ())
     if "enum skb_drop_reason" in arguments:
         defines["DROP_REASON"] = "1"
@@ -135,15 +139,20 @@ class Object:
         start = self._lib.bpf_function_start(self._bpf.module, name)
         return ct.string_at(start, self._lib.bpf_function_size(self._bpf.module, name))
 
+    def linked(self, function: str) -> bytes:
+        """The instructions of one function, and behind them the subprograms that it calls."""
+        return link(self.instructions(function), self.instructions)
+
     def load_raw(self, function: str) -> int:
         """Load as a raw tracepoint program through bcc; returns its fd. Raises OSError."""
-        log: list[str] = []
-        try:
-            with _captured_stderr() as log:
-                loaded = self._bpf.load_func(function, libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT)
-        except Exception as error:
-            raise OSError(0, " | ".join([str(error), *log[-4:]])) from error
-        return int(loaded.fd)
+        code = self.linked(function)
+        with _captured_stderr() as log:
+            kind, name = libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT, function.encode()
+            fd = self._lib.bcc_prog_load(kind, name, code, len(code), b"GPL", 0, 0, None, 0)
+        if fd < 0:
+            number = ct.get_errno()
+            raise OSError(number, " | ".join([os.strerror(number), *log[-4:]]))
+        return int(fd)
 
     def maps(self) -> list[tuple[MapInfo, int]]:
         """Every map with its fd."""
@@ -181,7 +190,7 @@ def _attach(built: Object, hook: Hook, way: Way, *, deferred: bool) -> dict[str,
 def _load_function(built: Object, function: str, way: Way) -> int:
     if way.kind == RAW:
         return built.load_raw(function)
-    code, cast = built.instructions(function), libbpf.rdonly_cast()
+    code, cast = built.linked(function), libbpf.rdonly_cast()
     if cast:
         code = cast.resolve(code)
     if way.kind == NETFILTER:
