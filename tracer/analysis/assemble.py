@@ -47,6 +47,8 @@ class Batch:
     """Of each packet the first row where it is in a tunnel, or -1."""
     conntrack: NDArray[np.int64]
     """Of each packet the row with the conntrack entry that tells its flow, or -1."""
+    by_time: list[int]
+    """The packets in the order of their first hops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +199,9 @@ class Assembler:
             np.where(inner < 0, order.starts[:-1], inner),
             _first_of(outer, order),
             conntrack_rows(rows, order, ~outer),
+            np.argsort(rows["time_ns"][order.starts[:-1]], kind="stable").tolist(),
         )
-        return sorted(self._each(batch, ids, resent, drops), key=lambda path: path.begin_ns)
+        return list(self._each(batch, ids, resent, drops))
 
     def _each(
         self,
@@ -210,14 +213,15 @@ class Assembler:
         rows, starts = batch.rows, batch.order.starts.tolist()
         first = batch.order.starts[:-1]
         last = batch.order.starts[1:] - 1
-        again = self._retransmissions.find(rows[first]) | among(ids[first], resent)
+        begin = rows.take(first)
+        again = (self._retransmissions.find(begin) | among(ids[first], resent)).tolist()
         joined = (rows["flags"] & FLAG.HOP_JOINED > 0) | (rows["packet_id"] != ids)
         joined_each = np.logical_or.reduceat(joined, first).tolist()
         flows = self._flows_of(batch)
         deaths = _last_deaths(rows, batch.order, drops)
-        lost = self._lost_during(rows["time_ns"][first], rows["time_ns"][last])
-        late = self._late(rows[first])
-        for number in range(len(first)):
+        lost = self._lost_during(begin["time_ns"], rows["time_ns"][last])
+        late = self._late(begin)
+        for number in batch.by_time:
             if number in late:
                 continue
             death = deaths.get(number)
@@ -228,7 +232,7 @@ class Assembler:
                 starts[number + 1],
                 flows[number],
                 drop=None if death is None else drops[death],
-                retransmitted=bool(again[number]),
+                retransmitted=again[number],
                 joined=joined_each[number],
                 lost=lost[number],
             )
@@ -251,7 +255,7 @@ class Assembler:
         orig, reply = entries["orig"].tobytes(), entries["reply"].tobytes()
         flows: list[Flow | None] = [None] * len(first)
         tracked = (batch.conntrack >= 0).tolist()
-        for number in np.argsort(rows["time_ns"][first], kind="stable").tolist():
+        for number in batch.by_time:
             key = slice(number * size, number * size + KEY_BYTES)
             flows[number] = (
                 self._flows.learn(orig[key], reply[key])

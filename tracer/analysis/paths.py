@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -330,10 +330,16 @@ def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) 
     }
 
 
+@cache
+def _is_of_drop(name: str) -> bool:
+    """Whether a field tells of the death, not of the packet."""
+    return name.startswith(_DROP_NAMES)
+
+
 def _death(drop: np.void, context: Context, explained: Explain) -> Record:
     """Place, reason and explanation of a drop."""
     record = explained(drop_record(drop, context, with_stack=True))
-    told = {name: value for name, value in record.items() if name.startswith(_DROP_NAMES)}
+    told = {name: value for name, value in record.items() if _is_of_drop(name)}
     told.pop("drop.stack", None)
     return {**told, **{name: record[name] for name in ("explanation", "hint") if name in record}}
 

@@ -36,7 +36,7 @@ class Retransmissions:
         tcp = tcp[np.argsort(rows["time_ns"][tcp], kind="stable")]
         if not len(tcp):
             return again
-        begin, length = _sequence(rows[tcp])
+        begin, length = _sequence(rows.take(tcp))
         size = rows.dtype["tuple"].itemsize
         keys = rows["tuple"][tcp].tobytes()
         times, flags = rows["time_ns"][tcp].tolist(), rows["tcp_flags"][tcp].tolist()

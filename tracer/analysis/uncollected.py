@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Nothing is looked through for cycles meanwhile; also a decorator, of what takes not long."""
+    """Nothing is looked through for cycles meanwhile; also a decorator, of what takes not long.
+
+    Nor right after: what was made counts as old, or the first look would be at all of it.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
             gc.enable()
