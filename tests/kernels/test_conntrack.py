@@ -17,10 +17,11 @@ COUNT = 7
 @pytest.fixture
 def router(routed):
     """The router, which tracks; entries of UDP end after a second."""
-    before = routed.router.sysctl("netfilter/nf_conntrack_udp_timeout", 1)
-    with tracking(routed.router):
+    key = "netfilter/nf_conntrack_udp_timeout"
+    with tracking(routed.router):  # loads conntrack, which brings the setting
+        before = routed.router.sysctl(key, 1)
         yield routed.router
-    routed.router.sysctl("netfilter/nf_conntrack_udp_timeout", before)
+        routed.router.sysctl(key, before)
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -10,7 +10,7 @@ from cases import CASES, COUNT
 from lab import runner
 from lab.expect import say
 from lab.traffic import new_port
-from ways import WAIT_S, forced, kinds_of
+from ways import WAIT_S, attached, forced, kinds_of
 
 FUNCTION = re.compile(r"\w+")
 """What the compiler appends (`.constprop.0`, `.part.0`) left out."""
@@ -28,8 +28,9 @@ SEEN: dict[str, dict[str, list]] = {case.name: {} for case in CASES}
 def drops(request, routed):
     """One `tracer drops` for all cases, attached in one way, of packets of our namespaces."""
     kind = request.param
-    with runner.running("drops", "-o", "json", *forced("drops", kind)) as live:
-        assert f"({kind})" in live.err, live.err
+    # When a rule is read differs between two runs; test_rules is about rules.
+    with runner.running("drops", "-o", "json", "--rules=off", *forced("drops", kind)) as live:
+        attached(live, "drops", kind)
         yield SimpleNamespace(live=live, kind=kind, routed=routed)
         done = live.stop()
     assert done.code == 0, done.err

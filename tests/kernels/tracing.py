@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from lab import runner
 from lab import ways as hops
-from ways import forced
+from ways import attached, forced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def running(words: str, kind: str) -> Iterator[Tracing]:
     """`trace` of what the filter `words` wants, attached in ways of `kind`."""
     with ExitStack() as stack:
         live = stack.enter_context(_started(words, kind))
-        assert live.err.count(f"({kind}") == len(forced("trace", kind)), live.err
+        attached(live, "trace", kind)
         made = Tracing(live, kind, "nf-hook (nf_link)" in live.err)
         yield made
         done = live.stop()

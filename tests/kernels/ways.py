@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tracer.kernel.hooks import HOOKS
+
+if TYPE_CHECKING:
+    from lab.runner import Live
 
 CORE = "test_doctor or drops-INT or tp_btf and (test_drop or test_flows or test_pod_to)"
 """For pytest -k: what is worth the time where there is little."""
@@ -23,3 +28,9 @@ def kinds_of(command: str) -> list[str]:
     """The kinds of ways in which hooks of `command` can attach."""
     ways = (way.kind for hook in HOOKS if command in hook.commands for way in hook.ways)
     return list(dict.fromkeys(ways))
+
+
+def attached(live: Live, command: str, kind: str) -> None:
+    """Wait until `live` has said that every hook of `command` that can is attached by `kind`."""
+    wanted = len(forced(command, kind))
+    live.wait_for_line(lambda line: line.count(f"({kind}") == wanted, WAIT_S)

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 
 import document
 import results
-from vm import catalog, initramfs, machine
+from vm import arm64, catalog, initramfs, machine
 
 DEPENDENCIES = {
     "virtio_ring": (),
@@ -142,3 +142,15 @@ def test_document_tells_what_failed_and_what_is_lost(tmp_path):
 
 def test_no_report_is_no_run(tmp_path):
     assert results.load(tmp_path, "5.10") is None
+
+
+def test_btf_is_found_in_an_image():
+    tables = b"types..." + b"strings"
+    btf = arm64.HEADER.pack(0xEB9F, 1, 0, arm64.HEADER.size, 0, 8, 8, 7) + tables
+    by_chance = arm64.MAGIC + bytes(range(1, 40))
+    assert arm64.find_btf(by_chance + btf + by_chance) == btf
+
+
+def test_an_image_without_btf_is_refused():
+    with pytest.raises(TracerError, match="holds no BTF"):
+        arm64.find_btf(arm64.MAGIC + bytes(range(1, 40)))

@@ -35,11 +35,11 @@ def locked() -> Iterator[None]:
 
 
 class Apt:
-    """apt with one suite of Debian as its only source."""
+    """apt with one suite of Debian as its only source, for this machine or another."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, architecture: str = "amd64") -> None:
         self._suite = suite
-        self._home = CACHE / "apt" / suite
+        self._home = CACHE / "apt" / f"{suite}-{architecture}"
         self._sources = self._home / "sources.list"
         self._options = (
             f"-oDir::Etc::SourceList={self._sources}",
@@ -48,7 +48,7 @@ class Apt:
             f"-oDir::Cache={self._home / 'cache'}",
             # What this machine has installed says nothing of the suite.
             "-oDir::State::Status=/dev/null",
-            "-oAPT::Architecture=amd64",
+            f"-oAPT::Architecture={architecture}",
             "-oAPT::Sandbox::User=root",
             "-oAcquire::Languages=none",
             "-oAcquire::Retries=2",

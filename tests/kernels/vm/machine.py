@@ -118,7 +118,7 @@ def _arguments(kernel: Kernel, job: Job, directory: Path, ports: dict[str, int])
     words = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     words += ["-machine", "q35,usb=off", "-cpu", "max,la57=off", "-m", job.memory]
     if job.count_instructions:
-        words += ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+        words += ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"]
     else:
         words += ["-accel", "tcg,thread=multi", "-smp", str(job.processors)]
     words += ["-kernel", str(kernel.image), "-initrd", str(directory / "initramfs")]
