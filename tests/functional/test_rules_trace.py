@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import runner
+from lab import runner, topology
 from lab.rules import iptables, nft
 from lab.traffic import new_port, send_udp
 
@@ -90,3 +90,39 @@ def test_candidates_are_not_stated_as_fact(routed):
         assert len(record["netfilter.candidates"]) == 2
         assert record["netfilter.rule_source"] == "inferred"
         assert "One of 2 rules" in record["explanation"]
+
+
+@pytest.mark.parametrize("mode", ["trace", "read"])
+def test_iptables_legacy_rules_at_hops_are_inferred(mode):
+    """xtables tells nobody what it did: beside nf_tables' own trace it is worked out."""
+    with topology.routed("-legacy") as own:
+        port, router = new_port(), own.router
+        for family in (2, 10):  # with a logger, xtables would log what is traced: nothing would be
+            router.sysctl(f"netfilter/nf_log/{family}", "NONE")
+        marks = ("FORWARD", "-t", "mangle", "-p", "udp", "--dport", str(port), "-j", "MARK")
+        accepts = ("FORWARD", "-p", "udp", "--dport", str(port), "-j", "ACCEPT")
+        with (
+            iptables(router, "iptables-legacy", *marks, "--set-mark", "7"),
+            iptables(router, "iptables-legacy", *accepts),
+            nft(router, "inet", "forward", f"udp dport {port} accept", priority=5),
+            runner.running("trace", f"udp port {port}", f"--rules={mode}", "-o", "json") as live,
+        ):
+            send_udp(own.left.where, (own.right.ip4, port), COUNT)
+            about = {"type": "packet", "dst.port": port}
+            found = runner.watch(live).expect(COUNT, about, timeout_s=15)
+            done = live.stop()
+    assert "Traceback" not in done.err
+    source = {"trace": "traced", "read": "inferred"}[mode]
+    for record in found:
+        (hop,) = [hop for hop in record["hops"] if hop["hook"] == "nf ip FORWARD"]
+        told = [
+            (one["netfilter.backend"], one["netfilter.table"], one["netfilter.rule_source"])
+            for one in hop["rules"]
+            if "netfilter.rule" in one
+        ]
+        assert told == [
+            ("iptables-legacy", "mangle", "inferred"),
+            ("iptables-legacy", "filter", "inferred"),
+            ("nft", "tracer-tests", source),
+        ]
+        assert hop["rules"][0]["netfilter.changes"] == ["mark"]

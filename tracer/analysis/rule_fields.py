@@ -16,6 +16,22 @@ TRACED, INFERRED = "traced", "inferred"
 """`netfilter.rule_source`: told by the kernel's trace, or worked out from the rules."""
 
 
+_NAMED = ("netfilter.", "service.", "policy.")
+
+
+def told_by_rules(record: Record) -> Record:
+    """Of a drop record what it has by its rules; empty where none was looked for or found."""
+    if "netfilter.rule_source" not in record:
+        return {}
+    return {name: value for name, value in record.items() if name.startswith(_NAMED)}
+
+
+def note_death(record: Record, death: Record) -> None:
+    """Put into a packet's record what the explained record of its drop has by its rules."""
+    told = (*_NAMED, "explanation", "hint")
+    record.update({name: value for name, value in death.items() if name.startswith(told)})
+
+
 def rule_fields(end: End, source: str) -> Record:
     """Place, text and verdict of the rule, or policy, that ended a base chain."""
     base, rule = end.base, end.rule

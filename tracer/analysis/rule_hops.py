@@ -11,6 +11,7 @@ from tracer.analysis.headers import packet_key
 from tracer.analysis.objects.answer import without_comments
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, parse
 from tracer.analysis.paths import NF_FAMILIES, NF_HOOKS
+from tracer.analysis.rule_packet import packet_in_hop
 from tracer.analysis.ruleset.model import End, Packet
 from tracer.layout import layout
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from tracer.analysis.assemble import Path
     from tracer.analysis.ruleset.model import Rule
+    from tracer.model import Node
 
 _TO = r"(?:ip6? )?(?:addr \. port |prefix |interval )?to\b"
 """Not the `dnat` and `snat` of `ct status`."""
@@ -49,6 +51,18 @@ class HookHop:
     """`packet_key` of what came, and of what left or died there."""
     begin_ns: int
     end_ns: int
+    skb: int = 0
+    row: int = -1
+    """Of the path's batch: where it came into the hook."""
+    leave: int = -1
+    """Where it left the hook; -1 where it did not: it died there, or was queued or stolen."""
+    iif: int = 0
+    """ifindex of the device by which it came into the namespace, as far as its way tells."""
+
+    @property
+    def event(self) -> tuple[int, int]:
+        """What tells the record of its beginning from all others: (time_ns, skb)."""
+        return self.begin_ns, self.skb
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -60,7 +74,7 @@ def hook_hops(path: Path) -> list[HookHop]:
     """The netfilter hops of a packet, by time."""
     rows, order = path.batch.rows, path.batch.order
     absorbed = set(order.leave[path.start : path.stop].tolist())
-    hops = []
+    hops, came = [], {}
     visible = (row for row in range(path.start, path.stop) if row not in absorbed)
     for at, row in enumerate(visible):
         hook = int(rows["nf_hook"][row])
@@ -69,12 +83,34 @@ def hook_hops(path: Path) -> list[HookHop]:
         after = int(order.leave[row] if order.leave[row] >= 0 else order.following[row])
         end = row if after < 0 else after
         keys = tuple(dict.fromkeys(filter(None, (_key(rows[it]) for it in (row, end)))))
-        times = (int(rows["time_ns"][it]) for it in (row, end))
+        begin_ns, end_ns = (int(rows["time_ns"][it]) for it in (row, end))
         family = NF_FAMILIES.get(int(rows["nf_family"][row]), "")
-        hops.append(
-            HookHop(at, int(rows["netns"][row]), family, NF_HOOKS[hook].lower(), keys, *times)
-        )
+        netns, ifindex = int(rows["netns"][row]), int(rows["ifindex"][row])
+        if NF_HOOKS[hook] in ("PREROUTING", "INPUT"):
+            came[netns] = ifindex
+        leave, skb = int(order.leave[row]), int(rows["skb"][row])
+        seen = begin_ns, end_ns, skb, row, leave, came.get(netns, 0)
+        hops.append(HookHop(at, netns, family, NF_HOOKS[hook].lower(), keys, *seen))
     return hops
+
+
+def packets_of(path: Path, hop: HookHop, node: Node) -> tuple[Packet, Packet]:
+    """The packet of a hop that let it pass: as it came into the hook, and as it left."""
+    rows = path.batch.rows
+    entered, left = rows[hop.row], rows[hop.leave]
+    here = node.devices.get((hop.netns, int(entered["ifindex"])))
+    came = node.devices.get((hop.netns, hop.iif))
+    out, into = (one.name if one else None for one in (here, came))
+    devices = {
+        "prerouting": (out, ""),
+        "input": (out, ""),
+        "forward": (into, out),
+        "output": ("", out),
+        # What the namespace itself has sent came by none; of others the way tells, if it is whole.
+        "postrouting": (into, out),
+    }[hop.hook]
+    tracked = None if entered["ct"]["present"] else left
+    return packet_in_hop(entered, devices, tracked), packet_in_hop(left, devices)
 
 
 def _key(row: np.void) -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tracer.analysis.rule_fields import chains_of
+from tracer.analysis.rule_hops import decisions
 from tracer.analysis.ruleset.evaluate import evaluate
 from tracer.analysis.ruleset.hooks import base_chains
 from tracer.analysis.ruleset.model import XT_LEGACY
 
 if TYPE_CHECKING:
-    from tracer.analysis.ruleset.model import Host, Packet, Ruleset, Verdict
+    from tracer.analysis.ruleset.model import End, Host, Packet, Ruleset, Verdict
     from tracer.model import Record
 
 _LETHAL = {"nf_tables": ("drop", "reject"), "hook": ("drop", "reject"), "nf_queue": ("queue",)}
@@ -39,6 +41,52 @@ def lethal_verdicts(
     return tuple(found.values())
 
 
+def passed_ends(
+    ruleset: Ruleset, hook: str, packet: Packet, left: Packet, host: Host
+) -> tuple[End, ...]:
+    """How each base chain of a hook ended that let a packet pass, where that is certain.
+
+    Of all that these rules can have done to it, what counts makes of `packet`, as it came, what it
+    was when it left. A base chain of which they do not tell the same is left out.
+    """
+    answer = evaluate(ruleset, hook, packet, host)
+    if answer.cut:
+        return ()
+    likely = [
+        verdict
+        for verdict in answer.candidates
+        if verdict.verdict == "accept" and _becomes(verdict.packet, left)
+    ]
+    by_base = [{_base(end): end for end in verdict.ends} for verdict in likely]
+    return tuple(
+        end
+        for base, end in (by_base[0].items() if by_base else ())
+        if all(base in other and _alike(end, other[base]) for other in by_base[1:])
+    )
+
+
+def _becomes(made: Packet, left: Packet) -> bool:
+    """Whether a packet that rules have made is the one that left; what is unknown may be."""
+    names = ("saddr", "daddr", "sport", "dport", "mark")
+    pairs = ((getattr(made, name), getattr(left, name)) for name in names)
+    return all(one is None or one == other for one, other in pairs)
+
+
+def _alike(one: End, other: End) -> bool:
+    """Whether two ends of a base chain are by the same rules, by way of the same chains."""
+    return one.verdict == other.verdict and _decided(one) == _decided(other)
+
+
+def _decided(end: End) -> list[tuple[object, ...]]:
+    return [
+        (*chains_of(one), one.rule.index if one.rule else -1, one.verdict) for one in decisions(end)
+    ]
+
+
+def _base(end: End) -> tuple[str, ...]:
+    return end.base.family, end.base.table, end.base.backend, end.base.name
+
+
 def as_it_came(packet: Packet, hook: str) -> Packet:
     """The packet as it entered the hook, where conntrack has translated its destination since."""
     original = packet.ct.original
@@ -60,5 +108,5 @@ def _fits(verdict: Verdict, record: Record) -> bool:
 
 def _decider(verdict: Verdict) -> tuple[object, ...]:
     end = verdict.ends[-1]
-    place = end.base.family, end.base.table, end.base.backend, end.base.name
+    place = _base(end)
     return (*place, end.rule.chain, end.rule.index) if end.rule else place

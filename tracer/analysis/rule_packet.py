@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tracer.analysis.packet import TCP_FLAGS
+from tracer.analysis.conntrack import conntrack_fields
+from tracer.analysis.packet import TCP_FLAGS, parse
 from tracer.analysis.ruleset.model import Conntrack, Host, Packet, Tuple
 from tracer.layout import layout
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = {0x0800: "ip", 0x86DD: "ip6", 0x0806: "arp"}
 _ETHERNET_BYTES = 14
+_NAT_BITS = frozenset(("snat", "dnat", "src-nat-done", "dst-nat-done"))
 _CONNTRACK_IN_RULES = {"src-nat": "snat", "dst-nat": "dnat"}
 """Where rules have other words than conntrack-tools."""
 
@@ -24,18 +27,39 @@ def packet_at(event: np.void, record: Record, node: Node) -> Packet:
 
     A rule may have changed what it was when it entered the hook; nothing tells that.
     """
-    data = event["packet"].tobytes()[: int(event["captured_bytes"])]
+    return _packet(event, record, _devices(event, record, node), _conntrack(record))
+
+
+def packet_in_hop(
+    row: np.void, devices: tuple[str | None, str | None], tracked: np.void | None = None
+) -> Packet:
+    """The packet of a `struct hop_event` in a netfilter hook, as it was at that hop.
+
+    `tracked`: where conntrack itself runs within the hook, the hop that has its entry.
+    """
+    data = row["packet"].tobytes()[: int(row["captured_bytes"])]
+    record = parse(int(row["tuple"]["ethertype"]), data[layout().constants["L2_BYTES"] :])
+    ct = _conntrack(conntrack_fields((row if tracked is None else tracked)["ct"]))
+    if tracked is not None and ct.status is not None and "confirmed" not in ct.status:
+        # The first packet of a connection: what NAT does in this hook is not done yet.
+        ct = replace(ct, status=ct.status - _NAT_BITS)
+    return _packet(row, record, devices, ct)
+
+
+def _packet(
+    row: np.void, record: Record, devices: tuple[str | None, str | None], ct: Conntrack
+) -> Packet:
+    data = row["packet"].tobytes()[: int(row["captured_bytes"])]
     network = data[layout().constants["L2_BYTES"] :]
-    ethertype = int(event["tuple"]["ethertype"])
+    ethertype = int(row["tuple"]["ethertype"])
     family = _FAMILIES.get(ethertype, "")
-    iif, oif = _devices(event, record, node)
-    has_mac = bool(event["has_mac"]) and len(data) >= _ETHERNET_BYTES
-    fragment = record.get("ip.fragment.offset", 0)
+    iif, oif = devices
+    has_mac = bool(row["has_mac"]) and len(data) >= _ETHERNET_BYTES
     return Packet(
         family=family,
         saddr=record.get("src.address"),
         daddr=record.get("dst.address"),
-        protocol=int(event["tuple"]["protocol"]) if family in ("ip", "ip6") else None,
+        protocol=int(row["tuple"]["protocol"]) if family in ("ip", "ip6") else None,
         sport=record.get("src.port"),
         dport=record.get("dst.port"),
         tcp_flags=_tcp_flags(record),
@@ -43,12 +67,12 @@ def packet_at(event: np.void, record: Record, node: Node) -> Packet:
         icmp_code=record.get("icmp.code"),
         iif=iif,
         oif=oif,
-        mark=int(event["mark"]),
-        ct=_conntrack(record),
+        mark=int(row["mark"]),
+        ct=ct,
         length_bytes=record.get("ip.length"),
         ttl=record.get("ip.ttl"),
         dscp=_dscp(family, network),
-        fragment_offset=fragment,
+        fragment_offset=record.get("ip.fragment.offset", 0),
         ether_daddr=data[:6].hex(":") if has_mac else None,
         ether_saddr=data[6:12].hex(":") if has_mac else None,
         ether_type=ethertype,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tracer.analysis.rule_evidence import UNMOVED
 from tracer.analysis.rules import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tracer.model import Record
 
@@ -34,16 +35,23 @@ RULES = (
     Rule(
         "*",
         "{object}The policy of base chain {chain} in table {table} dropped it, as its rules read"
-        " ({netfilter} {where}; inferred).",
+        " ({netfilter} {where}; inferred{evidence}).",
         _HINT + _CHECK,
         when={**_BY_POLICY, **_INFERRED},
     ),
     Rule(
         "*",
         "{object}A rule of chain {chain} in table {table} {done} it, as the rules read"
-        " ({netfilter}{path} {where}; inferred).",
+        " ({netfilter}{path} {where}; inferred{evidence}).",
         _HINT + _CHECK,
         when={**_BY_RULE, **_INFERRED},
+    ),
+    Rule(
+        "*",
+        "By the rules {candidate} dropped it in {netfilter} {where}, but its counter did not move:"
+        " something else did, or a rule that is gone.",
+        "--rules has the kernel tell which rule it is{ct_hint}",
+        when={"netfilter.evidence": (UNMOVED,)},
     ),
     Rule(
         "*",
@@ -87,15 +95,26 @@ def rule_words(record: Record) -> Mapping[str, str]:
     path = record.get("netfilter.path", ())
     sentence = record.get("netfilter.object.sentence", "")
     verdict = record.get("netfilter.verdict", "")
+    evidence = record.get("netfilter.evidence", "")
+    candidates = record.get("netfilter.candidates", ())
     return {
         "table": table,
         "chain": chain,
         "path": f", by {' → '.join(path)}," if len(path) > 1 else "",
         "object": f"{sentence} " if sentence else "",
         "done": {"reject": "rejected", "queue": "queued"}.get(verdict, "dropped"),
-        "candidates": str(len(record.get("netfilter.candidates", ()))),
+        "candidates": str(len(candidates)),
+        "candidate": _candidate(candidates),
+        "evidence": f": its {evidence}" if evidence else "",
         "rule_list": _list_command(record, table, chain),
     }
+
+
+def _candidate(candidates: Sequence[Record]) -> str:
+    if len(candidates) != 1:
+        return f"one of {len(candidates)} rules"
+    (only,) = candidates
+    return f"a rule of chain {only['chain']} in table {only['family']} {only['table']}"
 
 
 def _list_command(record: Record, table: str, chain: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tracer.analysis.drops import drop_record
+from tracer.analysis.rule_fields import note_death, told_by_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from tracer.attribution.naming import RuleNaming
     from tracer.model import Record
 
-_TOLD = ("netfilter.", "service.", "policy.", "explanation", "hint")
+    Told = tuple[tuple[int, int], Record | list[Record]]
+    """(time_ns, skb) of an event, and the rules behind it."""
 
 
 class HeldPaths:
@@ -43,14 +45,18 @@ class HeldPaths:
         ended = self._named(self._rules.last() if last else self._rules.named())
         return self._passed.add(ended) + self._passed.named(last=last)
 
-    def complete(self, paths: Sequence[Path], records: Sequence[Record]) -> None:
-        """Put the rules into the records of these paths."""
+    def complete(self, paths: Sequence[Path], records: Sequence[Record]) -> list[Told]:
+        """Put the rules into the records of these paths; returns them by event."""
+        told: list[Told] = []
         for path, record in zip(paths, records, strict=True):
-            self._passed.complete(path, record)
+            told += self._passed.complete(path, record)
             death = self._deaths.pop(id(path), None)
-            if death and record["verdict"] == "dropped":
-                told = self._explain(death)
-                record.update({key: told[key] for key in told if key.startswith(_TOLD)})
+            if death and path.drop is not None and record["verdict"] == "dropped":
+                key = int(path.drop["time_ns"]), int(path.drop["skb"])
+                if fields := told_by_rules(death):
+                    told.append((key, fields))
+                note_death(record, self._explain(death))
+        return told
 
     def _named(self, deaths: Sequence[Record]) -> list[Path]:
         """The paths of these deaths."""

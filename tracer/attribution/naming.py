@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from tracer.analysis.headers import packet_key
+from tracer.analysis.rule_evidence import UNMOVED, weigh
 from tracer.analysis.rule_fields import (
     INFERRED,
     TRACED,
@@ -17,15 +18,16 @@ from tracer.analysis.rule_fields import (
 from tracer.analysis.rule_infer import lethal_verdicts
 from tracer.analysis.rule_packet import host_of, packet_at
 from tracer.attribution.behind import Behind
+from tracer.attribution.evidence import WAIT, Evidence
 from tracer.attribution.narrow import narrow
 from tracer.attribution.passed import PassedRules
-from tracer.attribution.readings import Readings
-from tracer.attribution.tables import TraceTables
+from tracer.attribution.readings import LOOKED_AHEAD, Readings
+from tracer.attribution.tables import MAX_NAMESPACES, TraceTables, namespaces_of
 from tracer.attribution.visits import Lethal
 from tracer.layout import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import numpy as np
 
@@ -44,6 +46,8 @@ MAX_WAITING = 20_000
 MAX_INFERRED = 4096
 """Most drops are like others: what was worked out for one is kept for the next."""
 MECHANISMS = ("nf_tables", "hook", "nf_queue")
+MAX_WEIGHED = 8
+"""Of more candidates nobody looks at the counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ def rule_naming(
     with closing(RuleNaming(lambda: run.node, run.wake, warn)) as rules:
         if way == "trace":
             rules.trace(run.selection, narrow(expression))
+        else:
+            rules.look_ahead(run.selection)
         yield rules
 
 
@@ -101,6 +107,7 @@ class RuleNaming:
         """Read rules where drops ask for it; `wake` is called from another thread when read."""
         self._node, self._warn = node, warn
         self._readings = Readings(node, wake, warn)
+        self._evidence = Evidence(self._readings)
         self._tables: TraceTables | None = None
         self._lethal = Lethal()
         self._waiting: list[_Waiting] = []
@@ -110,6 +117,7 @@ class RuleNaming:
         self._listened_ns = 0
         self._hosts: dict[int, tuple[int, Host]] = {}
         self._inferred: dict[tuple[object, ...], tuple[Ruleset, tuple[Verdict, ...]]] = {}
+        self._handled: dict[int, tuple[Verdict, Verdict]] = {}
 
     def trace(self, selection: PodSelection, matches: Sequence[Match]) -> None:
         """Switch the kernel's trace on for these packets, from now on."""
@@ -119,10 +127,19 @@ class RuleNaming:
         for netns in self._tables.traced:
             self._readings.ask(netns)
 
+    def look_ahead(self, selection: PodSelection) -> None:
+        """Read the rules before anything is dropped: that is what counters stood at before."""
+        for netns in namespaces_of(self._node(), selection)[:MAX_NAMESPACES]:
+            self._readings.ask(netns, LOOKED_AHEAD)
+
     def passed(self) -> PassedRules:
         """Of packets that are followed: the rules that let them pass, from now on."""
-        self._passed = self._passed or PassedRules(self._node, self._readings, self._behind)
+        if self._passed is None:
+            self._passed = PassedRules(self._node, self._readings, self._behind, self._traced_now)
         return self._passed
+
+    def _traced_now(self) -> Collection[int]:
+        return self._tables.traced if self._tables else ()
 
     @property
     def descriptors(self) -> list[int]:
@@ -131,9 +148,12 @@ class RuleNaming:
 
     @property
     def losses(self) -> dict[str, int]:
-        """Trace messages that the kernel could not give us, as a source of losses."""
-        lost = self._tables.lost if self._tables else 0
-        return {"rule_trace": lost} if lost else {}
+        """Trace messages that the kernel could not give us, and hops left without rules."""
+        lost = {
+            "rule_trace": self._tables.lost if self._tables else 0,
+            "hop_rules": self._passed.skipped if self._passed else 0,
+        }
+        return {source: count for source, count in lost.items() if count}
 
     def follow(self) -> None:
         """Trace where pods have come, and no longer where they have gone."""
@@ -171,18 +191,21 @@ class RuleNaming:
             )
         return through
 
-    def named(self) -> list[Record]:
-        """The drops whose rules are known by now, or that have waited long enough."""
+    def named(self, *, last: bool = False) -> list[Record]:
+        """The drops whose rules are known by now, or that have waited long enough.
+
+        With `last`, those too whose rules are known, but not yet what their counters say.
+        """
         if not self._waiting:
             return []
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         done, waiting = [], []
         for one in self._waiting:
             reading = self._readings.reading(one.netns, one.time_ns)
+            late = last or now_ns - one.time_ns > HOLD_NS
             if reading:
                 self._heed_legacy(one.netns, reading)
-                done.append(self._name(one, reading))
-            elif now_ns - one.time_ns > HOLD_NS:
+            if (reading and self._name(one, reading, late=late)) or (late and not last):
                 done.append(one.record)
             else:
                 waiting.append(one)
@@ -196,6 +219,7 @@ class RuleNaming:
         while self._waiting and time.monotonic() < end_s:
             time.sleep(0.02)
             done += self.named()
+        done += self.named(last=True)
         done += [one.record for one in self._waiting]
         self._waiting = []
         return done
@@ -221,22 +245,64 @@ class RuleNaming:
             int(event["netns"]), packet_key(data), record["netfilter.mechanism"], families
         )
 
-    def _name(self, one: _Waiting, reading: Reading) -> Record:
+    def _name(self, one: _Waiting, reading: Reading, *, late: bool) -> bool:
+        """Put the rule into the record; False where its counter is still to be read."""
         end = self._traced(one, reading) if one.visit else None
         if end:
             one.record.update(rule_fields(end, TRACED))
         else:
-            verdicts = self._infer(one, reading)
-            if len(verdicts) == 1:
-                end = self._behind.with_handle(verdicts[0].ends[-1], one.netns, reading)
-                one.record.update(rule_fields(end, INFERRED))
-            elif verdicts:
-                one.record.update(candidate_fields(verdicts))
+            ruleset, verdicts = self._infer(one, reading)
+            verdicts = tuple(self._with_handle(verdict, one.netns, reading) for verdict in verdicts)
+            growths = self._growths(one, verdicts, reading if ruleset is reading.ruleset else None)
+            if WAIT in growths and not late:
+                return False
+            end = self._weighed(one.record, verdicts, growths)
         if end:
             one.record.update(self._behind.object(end, one.packet, reading))
-        return one.record
+        return True
 
-    def _infer(self, one: _Waiting, reading: Reading) -> tuple[Verdict, ...]:
+    def _growths(
+        self, one: _Waiting, verdicts: Sequence[Verdict], reading: Reading | None
+    ) -> list[int | None]:
+        """By how much the counter of each verdict's rule grew over the drop."""
+        # What a queue holds was counted when it came, and dies when its program says so.
+        queued = one.record.get("netfilter.mechanism") == "nf_queue"
+        if reading is None or queued or len(verdicts) > MAX_WEIGHED:
+            return [None] * len(verdicts)
+        grown = self._evidence.growth
+        return [grown(one.netns, one.time_ns, verdict.rule, reading) for verdict in verdicts]
+
+    def _weighed(
+        self, record: Record, verdicts: Sequence[Verdict], growths: Sequence[int | None]
+    ) -> End | None:
+        """Put what was inferred into the record, as certain as it is; the end, if it is one."""
+        known = [None if growth == WAIT else growth for growth in growths]
+        kept, words = weigh(verdicts, known)
+        if words:
+            record["netfilter.evidence"] = words
+        if len(kept) == 1 and words != UNMOVED:
+            end = kept[0].ends[-1]
+            record.update(rule_fields(end, INFERRED))
+            return end
+        if kept:
+            record.update(candidate_fields(kept))
+        return None
+
+    def _with_handle(self, verdict: Verdict, netns: int, reading: Reading) -> Verdict:
+        """The same verdict; the rule that decided has its handle, if it can be found."""
+        known = self._handled.get(id(verdict))
+        if known and known[0] is verdict:
+            return known[1]
+        last = self._behind.with_handle(verdict.ends[-1], netns, reading)
+        if last is verdict.ends[-1]:
+            return verdict
+        if len(self._handled) >= MAX_INFERRED:
+            self._handled.clear()
+        found = replace(verdict, ends=(*verdict.ends[:-1], last))
+        self._handled[id(verdict)] = verdict, found
+        return found
+
+    def _infer(self, one: _Waiting, reading: Reading) -> tuple[Ruleset, tuple[Verdict, ...]]:
         """What the rules as they are say, else what they said when they were read before."""
         host = self._host(one.netns)
         for ruleset in (reading.ruleset, reading.before):
@@ -248,8 +314,8 @@ class RuleNaming:
                 verdicts = lethal_verdicts(ruleset, one.record, one.packet, host)
                 known = self._inferred[key] = ruleset, verdicts
             if known[1] or reading.read_ns < one.time_ns:
-                return known[1]
-        return ()
+                return known
+        return reading.ruleset, ()
 
     def _host(self, netns: int) -> Host:
         """The namespace's own addresses, looked up once for each state of the node."""

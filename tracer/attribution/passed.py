@@ -1,4 +1,4 @@
-"""Paths → the rules that took their packets in each netfilter hook, as the kernel traced them."""
+"""Paths → the rules that took their packets in each netfilter hook: traced, else inferred."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tracer.analysis.rule_fields import TRACED, rule_fields
-from tracer.analysis.rule_hops import changes_by, decisions, hook_hops, packet_of
+from tracer.analysis.rule_fields import TRACED
+from tracer.analysis.rule_hops import hook_hops, packet_of
+from tracer.attribution.inference import Inference, entries_of
 from tracer.attribution.visits import Passing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from tracer.analysis.paths import Path
     from tracer.analysis.rule_hops import HookHop
@@ -43,12 +44,20 @@ class _Waiting:
 class PassedRules:
     """Holds paths until the rules that took their packets are known."""
 
-    def __init__(self, node: Callable[[], Node], readings: Readings, behind: Behind) -> None:
-        """`node` gives the latest snapshot."""
+    def __init__(
+        self,
+        node: Callable[[], Node],
+        readings: Readings,
+        behind: Behind,
+        traced: Callable[[], Collection[int]],
+    ) -> None:
+        """`node` gives the latest snapshot, `traced` the namespaces whose nf_tables are traced."""
         self._node, self._readings, self._behind = node, readings, behind
+        self._traced = traced
+        self._inference = Inference(node, behind)
         self._visits = Passing()
         self._waiting: list[_Waiting] = []
-        self._told: dict[int, dict[int, list[Record]]] = {}
+        self._told: dict[int, list[tuple[HookHop, list[Record]]]] = {}
         self._kept: dict[tuple[object, ...], tuple[Reading, list[Record]]] = {}
 
     def hear(self, netns: int, visit: Visit, since_ns: int, until_ns: int) -> None:
@@ -56,15 +65,30 @@ class PassedRules:
         self._visits.add(netns, visit, since_ns, until_ns)
 
     def add(self, paths: Sequence[Path]) -> list[Path]:
-        """Take complete paths; those of which the trace has told nothing are given back."""
-        through = []
+        """Take complete paths; those of which no rules can be told are given back."""
+        through, traced = [], self._traced()
         for path in paths:
-            hops = [hop for hop in hook_hops(path) if self._visits.knows(hop.netns, hop.keys)]
+            hops = [
+                hop
+                for hop in hook_hops(path)
+                if self._visits.knows(hop.netns, hop.keys) or self._infers(hop, traced)
+            ]
             if hops and len(self._waiting) < MAX_WAITING:
                 self._waiting.append(_Waiting(path, hops, max(hop.end_ns for hop in hops)))
             else:
                 through.append(path)
         return through
+
+    def _infers(self, hop: HookHop, traced: Collection[int]) -> bool:
+        """Whether rules are inferred: those of untraced namespaces, and iptables-legacy's."""
+        known = self._readings.latest(hop.netns)
+        wanted = hop.netns not in traced or (known is not None and known.legacy)
+        return wanted and self._inference.can(hop)
+
+    @property
+    def skipped(self) -> int:
+        """Hops whose rules would have taken too long to evaluate."""
+        return self._inference.skipped
 
     def named(self, *, last: bool = False) -> list[Path]:
         """Paths whose rules are read; with `last` all, after a little waiting."""
@@ -78,10 +102,12 @@ class PassedRules:
             self._waiting = []
         return done
 
-    def complete(self, path: Path, record: Record) -> None:
-        """Put the rules into the hops of this path's record."""
-        for at, rules in self._told.pop(id(path), {}).items():
-            record["hops"][at]["rules"] = rules
+    def complete(self, path: Path, record: Record) -> list[tuple[tuple[int, int], list[Record]]]:
+        """Put the rules into the hops of this path's record; returns them by their hop's event."""
+        told = self._told.pop(id(path), [])
+        for hop, rules in told:
+            record["hops"][hop.at]["rules"] = rules
+        return [(hop.event, rules) for hop, rules in told]
 
     def _look(self) -> list[Path]:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -102,13 +128,18 @@ class PassedRules:
         return done
 
     def _name(self, one: _Waiting, readings: dict[int, Reading]) -> None:
-        told = {}
+        told, traced = [], self._traced()
         for hop in one.hops:
             reading = readings[hop.netns]
             visits = self._visits.take(hop, partial(_hook, reading))
             rules = [entry for visit in visits for entry in self._entries(hop, visit, reading)]
+            if self._infers(hop, traced):
+                inferred = self._inference.entries(
+                    one.path, hop, reading, only_legacy=hop.netns in traced
+                )
+                rules = sorted([*rules, *inferred], key=_priority) if rules else inferred
             if rules:
-                told[hop.at] = rules
+                told.append((hop, rules))
         if told:
             self._told[id(one.path)] = told
 
@@ -120,15 +151,14 @@ class PassedRules:
         if known is None or known[0].ruleset is not reading.ruleset:
             if len(self._kept) >= MAX_KEPT:
                 self._kept.clear()
-            entries = []
-            for end in decisions(self._behind.traced(hop.netns, visit, reading)):
-                entry, changes = rule_fields(end, TRACED), changes_by(end.rule)
-                entry |= {"netfilter.changes": changes} if changes else {}
-                if end.rule or end.verdict == "drop":
-                    entry |= self._behind.object(end, packet, reading)
-                entries.append(entry)
+            end = self._behind.traced(hop.netns, visit, reading)
+            entries = entries_of(end, packet, reading, self._behind, TRACED)
             known = self._kept[key] = reading, entries
         return known[1]
+
+
+def _priority(entry: Record) -> int:
+    return int(entry.get("netfilter.priority", 0))
 
 
 def _hook(reading: Reading, visit: Visit) -> str:

@@ -78,7 +78,7 @@ class TraceTables:
 
     def update(self, node: Node) -> list[str]:
         """Follow the node: make, change and remove tables; returns warnings, each once."""
-        wanted = self._namespaces(node)
+        wanted = namespaces_of(node, self._selection)
         for netns in self._places.keys() - set(wanted):
             self._leave(netns)
         addresses = self._addresses(node)
@@ -133,18 +133,6 @@ class TraceTables:
         for netns in list(self._places):
             self._leave(netns)
 
-    def _namespaces(self, node: Node) -> list[int]:
-        """The node's, and those of the chosen pods; without a choice all that live."""
-        living = [netns for netns, namespace in node.namespaces.items() if not namespace.gone]
-        if not self._selection.everything:
-            chosen = {
-                netns
-                for netns, uid in node.pod_by_netns.items()
-                if self._selection.matches(node.pods[uid])
-            }
-            living = [netns for netns in living if netns in chosen or netns == node.netns]
-        return sorted(living, key=lambda netns: netns != node.netns)
-
     def _addresses(self, node: Node) -> frozenset[str] | None:
         if self._selection.everything:
             return None
@@ -179,6 +167,17 @@ class TraceTables:
         # First the table: once nothing is marked, no more events come.
         place.control.close()
         place.events.close()
+
+
+def namespaces_of(node: Node, selection: PodSelection) -> list[int]:
+    """The node's first, then those of the chosen pods; without a choice all that live."""
+    living = [netns for netns, namespace in node.namespaces.items() if not namespace.gone]
+    if not selection.everything:
+        chosen = {
+            netns for netns, uid in node.pod_by_netns.items() if selection.matches(node.pods[uid])
+        }
+        living = [netns for netns in living if netns in chosen or netns == node.netns]
+    return sorted(living, key=lambda netns: netns != node.netns)
 
 
 def _check() -> None:

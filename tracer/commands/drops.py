@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.drops import drop_record, summary_records
 from tracer.analysis.frames import frames
+from tracer.analysis.rule_fields import told_by_rules
 from tracer.attribution.naming import RuleNaming, rule_naming
 from tracer.commands import options
 from tracer.commands.services import add_service, with_service
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tracer.model import Record
+    from tracer.recording.rules import EventKey
     from tracer.sinks import Sink
 
 TICK_S = 1.0
@@ -124,6 +126,8 @@ class Drops:
         self.shown = 0
         found = (recorder.evidence,) if recorder else ()
         self._explainer = Explainer(lambda: session.node, *found)
+        self._events: dict[int, EventKey] = {}
+        """Of records that are not shown yet, for the recorder."""
 
     def write(self, events: np.ndarray) -> None:
         """Show one batch, up to the count limit."""
@@ -136,11 +140,13 @@ class Drops:
             self._session.inventory.poke()
         records = [drop_record(event, context, with_stack=True) for event in events]
         self.shown += len(records)
+        if self._recorder:
+            self._recorder.record("drops", events, context)
+            keys = zip(events["time_ns"].tolist(), events["skb"].tolist(), strict=True)
+            self._events.update(zip(map(id, records), keys, strict=True))
         self._show(self._rules.add(records, list(events)) if self._rules else records)
         if self._capture:
             self._capture.write(frames("drops", events, context))
-        if self._recorder:
-            self._recorder.record("drops", events, context)
         if limit is not None and self.shown >= limit:
             self._session.stop()
 
@@ -155,6 +161,9 @@ class Drops:
             self._show(self._rules.last())
 
     def _show(self, records: list[Record]) -> None:
+        if self._recorder:
+            told = [(self._events.pop(id(record)), told_by_rules(record)) for record in records]
+            self._recorder.rules([(key, fields) for key, fields in told if fields])
         if records:
             self._sink.write([self._explained(record) for record in records])
 
@@ -244,7 +253,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     selection = options.pod_selection(args)
     sink = open_sink(args.output, None)
     capture = Pcapng(args.write) if args.write else None
-    asked = {"command": "drops", "filter": args.filter}
+    asked = {"command": "drops", "filter": args.filter, "rules": args.rules}
     recorder = Recorder(args.record, asked) if args.record else None
     cluster = options.cluster(args)
     args.filter = with_service(args, cluster)

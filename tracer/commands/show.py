@@ -25,12 +25,14 @@ from tracer.analysis.explain import explain
 from tracer.analysis.frames import frames, path_frames
 from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_records
+from tracer.analysis.rule_fields import note_death
+from tracer.analysis.rule_hops import hook_hops
 from tracer.analysis.sift import Sieve, died_for, wanted_rows
 from tracer.commands import options
 from tracer.errors import ExitCode, TracerError
 from tracer.kernel.pcap import compiled, matches
 from tracer.layout import layout
-from tracer.recording import Batch, Evidence, Loss, Recording
+from tracer.recording import Batch, Evidence, Loss, Recording, Rules
 from tracer.session import say
 from tracer.sinks import open_sink
 from tracer.sinks.pcapng import Pcapng
@@ -124,7 +126,24 @@ class Paths:
         chosen = self._chosen(paths, self._context)
         if self.capture:
             self.capture.write(path_frames(chosen, self._context))
-        return path_records(chosen, self._context, self._known.explained)
+        records = path_records(chosen, self._context, self._known.explained)
+        for path, record in zip(chosen, records, strict=True):
+            self._note_rules(path, record, self._context)
+        return records
+
+    def _note_rules(self, path: PacketPath, record: Record, context: Context) -> None:
+        """Put in what the recorder found of the rules behind a packet's death and its hops."""
+        rules = self._known.rules
+        if not rules:
+            return
+        for hop in hook_hops(path):
+            if told := rules.of_hop(hop.event):
+                record["hops"][hop.at]["rules"] = told
+        if path.drop is not None and record["verdict"] == "dropped":
+            fields = rules.of_drop((int(path.drop["time_ns"]), int(path.drop["skb"])))
+            if fields:
+                death = drop_record(path.drop, context, with_stack=True) | fields
+                note_death(record, self._known.explained(death))
 
     def _chosen(self, paths: Sequence[PacketPath], context: Context) -> list[PacketPath]:
         if not paths:
@@ -192,7 +211,9 @@ class Drops:
         return made
 
     def _record(self, event: np.void, context: Context) -> Record:
-        record = self._known.explained(drop_record(event, context, with_stack=True))
+        fields = self._known.rules.of_drop((int(event["time_ns"]), int(event["skb"])))
+        record = drop_record(event, context, with_stack=True) | fields
+        record = self._known.explained(record)
         if not self._args.stack:
             del record["drop.stack"]
         return record
@@ -201,8 +222,8 @@ class Drops:
 class Known:
     """What the recording has told so far, and whether it knows what was asked for."""
 
-    def __init__(self, sieve: Sieve) -> None:
-        self._sieve = sieve
+    def __init__(self, sieve: Sieve, rules: Rules) -> None:
+        self._sieve, self.rules = sieve, rules
         self._node: Node | None = None
         self._values: dict[int, dict[str, str]] = {}
         self._pods: set[str] = set()
@@ -266,7 +287,10 @@ class Show:
         """Open what is written to; TracerError for bad options and paths."""
         self._recording, self._args = recording, args
         sieve = _sieve(args, stack)
-        self._known = Known(sieve)
+        rules = recording.rules()
+        if rules.nonsense:
+            say(f"warning: {recording.path}: not all of its rules are understood: {rules.nonsense}")
+        self._known = Known(sieve, rules)
         self._kind = "drops" if recording.header.get("command") == "drops" else "hops"
         renderer = Drops if self._kind == "drops" else Paths
         self._renderer = renderer(args, sieve, self._known)

@@ -45,9 +45,11 @@ from tracer.sinks.pcapng import Pcapng
 if TYPE_CHECKING:
     import argparse
 
+    from tracer.analysis.drops import Context
     from tracer.analysis.paths import Path as PacketPath
     from tracer.attribution.naming import RuleNaming
     from tracer.kernel.ring import RecordReader
+    from tracer.model import Record
 
 TICK_S = 0.25
 """How often unfinished paths and losses are looked at."""
@@ -117,7 +119,8 @@ class Outputs:
         self.capture = Pcapng(args.write) if args.write else None
         self.recorder = None
         if args.record:
-            self.recorder = Recorder(args.record, {"command": "trace", "filter": args.filter})
+            asked = {"command": "trace", "filter": args.filter, "rules": args.rules}
+            self.recorder = Recorder(args.record, asked)
         for output in (self.sink, self.capture, self.recorder):
             if output:
                 stack.callback(output.close)
@@ -194,13 +197,7 @@ class Trace:
             paths = paths[: self._session.limits.count - self.shown]
         if not paths:
             return
-        records = path_records(paths, context, self._explainer.explain)
-        if self._held:
-            self._held.complete(paths, records)
-        for path, record in zip(paths, records, strict=True):
-            if self.whole_since_ns < 0 or path.begin_ns < self.whole_since_ns:
-                told = [record.get("incomplete"), "it came while the hooks were on standby"]
-                record["incomplete"] = "; ".join(filter(None, told))
+        records = self._records(paths, context)
         self._latency.add(records)
         if self._outputs.capture:
             self._outputs.capture.write(path_frames(paths, context))
@@ -209,6 +206,18 @@ class Trace:
         self.shown += len(records)
         if self.shown == self._session.limits.count:
             self._session.stop()
+
+    def _records(self, paths: list[PacketPath], context: Context) -> list[Record]:
+        records = path_records(paths, context, self._explainer.explain)
+        if self._held:
+            rules = self._held.complete(paths, records)
+            if self._outputs.recorder:
+                self._outputs.recorder.rules(rules)
+        for path, record in zip(paths, records, strict=True):
+            if self.whole_since_ns < 0 or path.begin_ns < self.whole_since_ns:
+                told = [record.get("incomplete"), "it came while the hooks were on standby"]
+                record["incomplete"] = "; ".join(filter(None, told))
+        return records
 
     def _wanted(self, path: PacketPath) -> bool:
         if self._args.dropped and not path.died:

@@ -26,6 +26,7 @@ NFT_TABLE_F_OWNER = 2
 NFPROTO = {"ip": 2, "ip6": 10}
 NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_NUMBERS = {name: number for number, name in FAMILIES.items()}
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By number: enum nf_inet_hooks, and the same in enum nf_br_hooks."""
 FIRST = -(1 << 31)
@@ -101,6 +102,26 @@ def rule_handles(sock: socket.socket, family: str, table: str, chain: str) -> tu
         told = dict(nfnl.attributes(answer, nfnl.BODY, len(answer)))
         handles.append(int.from_bytes(told.get(3, b""), "big"))
     return tuple(handles)
+
+
+def rule_packets(
+    sock: socket.socket, family: str, table: str, chain: str, handle: int
+) -> int | None:
+    """What the counter of one rule stands at; None where it has gone, or does not count."""
+    one = text(1, table) + text(2, chain) + be64(3, handle)
+    try:
+        answers = list(nfnl.ask(sock, _message(GETRULE, 0, _NUMBERS[family], one)))
+    except OSError:  # ENOENT: it has gone
+        return None
+    packets = None
+    for _, answer in answers:
+        told = dict(nfnl.attributes(answer, nfnl.BODY, len(answer)))
+        for _, expression in nfnl.attributes(told.get(4, b""), 0, len(told.get(4, b""))):
+            parts = dict(nfnl.attributes(expression, 0, len(expression)))
+            if parts.get(1, b"").rstrip(b"\0") == b"counter":
+                counter = dict(nfnl.attributes(parts[2], 0, len(parts[2])))
+                packets = int.from_bytes(counter.get(2, b""), "big")
+    return packets
 
 
 def install(sock: socket.socket, name: str, wanted: Wanted, before: Wanted | None = None) -> None:

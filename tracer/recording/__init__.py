@@ -4,6 +4,7 @@ A file format and the model, nothing else: no kernel, no root, no node.
 """
 
 from tracer.recording.reader import Batch, Evidence, Loss, Recording
+from tracer.recording.rules import Rules
 from tracer.recording.writer import Recorder
 
-__all__ = ["Batch", "Evidence", "Loss", "Recorder", "Recording"]
+__all__ = ["Batch", "Evidence", "Loss", "Recorder", "Recording", "Rules"]

@@ -21,7 +21,7 @@ MAGIC = b"tracer recording 1\n"
 MAGIC_STEM = b"tracer recording "
 
 HEAD, KIND, ROWS, CONTEXT = b"HEAD", b"KIND", b"ROWS", b"CTXT"
-EVIDENCE, LOST, DONE = b"EVID", b"LOST", b"DONE"
+EVIDENCE, LOST, RULES, DONE = b"EVID", b"LOST", b"RULE", b"DONE"
 """Tags. A reader skips those it does not know."""
 
 MAX_BYTES = 64 << 20
@@ -72,8 +72,8 @@ class Encoder:
         return checked + crc.to_bytes(4, "little") + stored
 
 
-def blocks(file: BinaryIO) -> Iterator[Block]:
-    """Blocks of `file` from its position on; raises CutError or DamageError."""
+def blocks(file: BinaryIO, only: bytes = b"") -> Iterator[Block]:
+    """Blocks of `file` from its position on, or those of one tag; CutError or DamageError."""
     decompressor = zstandard.ZstdDecompressor()
     while True:
         at = file.tell()
@@ -90,7 +90,8 @@ def blocks(file: BinaryIO) -> Iterator[Block]:
             raise CutError(at)
         if zlib.crc32(stored, zlib.crc32(frame[: _CHECKED.size])) != crc:
             raise DamageError(f"byte {at}: the checksum does not hold")
-        yield Block(tag, _expand(decompressor, stored, payload_bytes, at), at)
+        if not only or tag == only:
+            yield Block(tag, _expand(decompressor, stored, payload_bytes, at), at)
 
 
 def _expand(

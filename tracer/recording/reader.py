@@ -16,6 +16,7 @@ from tracer.model import Node
 from tracer.recording import blocks
 from tracer.recording.columns import complete, undescribe, unpack
 from tracer.recording.node_json import NodeReader, printable
+from tracer.recording.rules import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -100,6 +101,13 @@ class Recording:
                 raise TracerError(
                     f"{self.path}: damaged: {damage}", "what stands before has been read"
                 ) from damage
+
+    def rules(self) -> Rules:
+        """The rules that its recorder has found; reads nothing where it looked for none."""
+        if self.header.get("rules", "off") == "off":
+            return Rules()
+        with self._open() as file:
+            return Rules(blocks.blocks(file, blocks.RULES))
 
     def _open(self) -> BinaryIO:
         """The file, after its magic."""

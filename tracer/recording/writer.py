@@ -16,11 +16,12 @@ from tracer.recording.columns import describe, pack
 from tracer.recording.node_json import node_patch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tracer.analysis.drops import Context
-    from tracer.model import Node
+    from tracer.model import Node, Record
+    from tracer.recording.rules import EventKey
 
 CHUNK_BYTES = 1 << 20
 """Most of a batch in one block, before compression: what fits a CPU's cache is packed fastest."""
@@ -45,6 +46,7 @@ class Recorder:
         self._reasons: Mapping[int, str] = {}
         self._wall_offset_ns: int | None = None
         self._evidence: dict[int, dict[str, str]] = {}
+        self._rules: dict[bytes, int] = {}
         self._rows = 0
         self._is_whole = True
         enums = {
@@ -111,6 +113,20 @@ class Recorder:
         if fresh:
             self._append(self._json(blocks.EVIDENCE, {"netns": netns, "values": fresh}))
             known.update(fresh)
+
+    def rules(self, told: Sequence[tuple[EventKey, Record | Sequence[Record]]]) -> None:
+        """Which rules were found behind events: the fields of a drop, or a hop's list of rules."""
+        named: list[tuple[int, int, int]] = []
+        fresh: dict[str, object] = {}
+        for (time_ns, skb), fields in told:
+            text = orjson.dumps(fields)
+            number = self._rules.get(text)
+            if number is None:
+                number = self._rules[text] = len(self._rules)
+                fresh[str(number)] = fields
+            named.append((time_ns, skb, number))
+        if named:
+            self._append(self._json(blocks.RULES, {"fields": fresh, "of": named}))
 
     def lost(self, source: str, count: int) -> None:
         """Note that `count` more events of `source` were lost."""

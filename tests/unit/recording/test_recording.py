@@ -17,7 +17,7 @@ from tracer.analysis.drops import Context
 from tracer.errors import TracerError
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
-from tracer.recording import Batch, Evidence, Loss, Recorder, Recording, blocks, writer
+from tracer.recording import Batch, Evidence, Loss, Recorder, Recording, Rules, blocks, writer
 
 HOP, DROP = layout().structs["hop_event"], layout().structs["drop_event"]
 NODE = Node(
@@ -112,6 +112,58 @@ def test_evidence_is_kept_once(tmp_path):
         Evidence(7, {"net.ipv4.ip_forward": "0", "a": "b"}),
         Evidence(7, {"net.ipv4.ip_forward": "1"}),
     ]
+
+
+RULE = {"netfilter.rule": "udp drop", "netfilter.handle": 7, "netfilter.path": ["c", "d"],
+        "netfilter.rule_source": "inferred", "service.port": 53}  # fmt: skip
+"""Of a drop."""
+
+
+def test_rules_are_told_behind_their_events_and_kept_once(tmp_path):
+    recorder = Recorder(tmp_path / "r", {"command": "drops", "rules": "read"})
+    recorder.rules([((1, 2), RULE), ((3, 4), [RULE, RULE])])
+    before = (tmp_path / "r").stat().st_size
+    recorder.rules([((number, 9), RULE) for number in range(100)])
+    recorder.rules([])
+    recorder.close()
+    assert (tmp_path / "r").stat().st_size - before < 1000
+    rules = Recording(tmp_path / "r").rules()
+    assert rules.of_drop((1, 2)) == RULE == rules.of_drop((99, 9))
+    assert rules.of_hop((3, 4)) == [RULE, RULE]
+    assert rules.of_drop((3, 4)) == {}
+    assert rules.of_hop((1, 2)) == rules.of_hop((7, 7)) == []
+    assert not rules.nonsense
+    assert read(tmp_path / "r") == ([], ""), "they are no events"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [],
+        {"fields": {"x": {}}, "of": []},
+        {"fields": {"1": [7]}, "of": []},
+        {"fields": {"1": {"netfilter.path": [7]}}, "of": []},
+        {"fields": {"1": {"netfilter.rule": {}}}, "of": []},
+        {"fields": {"1": {"netfilter.handle": "many"}}, "of": []},
+        {"fields": {"1": {"netfilter.candidates": [7]}}, "of": []},
+        {"fields": {}, "of": [[1, 2]]},
+    ],
+)
+def test_rules_that_make_no_sense_are_left_out_and_told(told):
+    good = orjson.dumps({"fields": {"0": RULE}, "of": [[1, 2, 0]]})
+    payloads = good, orjson.dumps(told)
+    rules = Rules(blocks.Block(blocks.RULES, payload, at) for at, payload in enumerate(payloads))
+    assert rules.nonsense.startswith("byte 1")
+    assert rules.of_drop((1, 2)) == RULE
+
+
+def test_a_rule_cannot_steer_a_terminal(tmp_path):
+    with_escape = {"netfilter.rule": "a\x1b[2Jb", "netfilter.candidates": [{"rule": "\x07"}]}
+    recorder = Recorder(tmp_path / "r", {"command": "drops", "rules": "read"})
+    recorder.rules([((1, 2), with_escape)])
+    recorder.close()
+    told = Recording(tmp_path / "r").rules().of_drop((1, 2))
+    assert told == {"netfilter.rule": "a?[2Jb", "netfilter.candidates": [{"rule": "?"}]}
 
 
 def test_one_call_records_a_batch_and_its_names(tmp_path):

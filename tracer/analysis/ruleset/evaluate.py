@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracer.analysis.ruleset.hooks import base_chains
-from tracer.analysis.ruleset.model import Answer, Host
+from tracer.analysis.ruleset.model import XT_LEGACY, Answer, Host
 from tracer.analysis.ruleset.walk import Run, Walker
 
 if TYPE_CHECKING:
@@ -125,6 +125,23 @@ def moved(before: Ruleset, after: Ruleset) -> tuple[Moved, ...]:
             if packets:
                 found.append(Moved(rule, packets, size))
     return tuple(found)
+
+
+def count_before(before: Ruleset, ruleset: Ruleset, rule: Rule) -> int:
+    """What the counter of a rule of `ruleset` stood at in an older reading; 0 if it is newer."""
+    key = rule.family, rule.table, rule.backend == XT_LEGACY
+    table, now = before.tables.get(key), ruleset.tables.get(key)
+    chain = table.chains.get(rule.chain) if table else None
+    if table is None or now is None or chain is None or table.handle != now.handle:
+        return 0
+    # Of rules alike the first decides: the others never count.
+    same = (
+        one
+        for one in chain.rules
+        if (one.handle == rule.handle if one.handle and rule.handle else one.body == rule.body)
+    )
+    found = next(same, None)
+    return (found.packets or 0) if found else 0
 
 
 def _counted(chains: Mapping[str, Chain]) -> Iterator[tuple[tuple[object, ...], Rule]]:
