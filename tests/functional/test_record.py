@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from lab import runner
+from lab.rules import nft
 from lab.traffic import new_port, send_udp, udp_listener
 
 PACKETS = 7
@@ -102,3 +103,42 @@ def test_drops_are_recorded(routed, ports, tmp_path):
     none = shown(path, "--reason", "NETFILTER_DROP").records
     assert [record["type"] for record in none] == ["end"]
     assert len(shown(path, f"udp port {closed}", "--count", "3").records) == 3 + 1
+
+
+@pytest.mark.parametrize("way", ["--rules", "--rules=read"])
+def test_the_rules_of_packets_are_shown_again(routed, ports, tmp_path, way):
+    """Of those that passed, at their hops; of those that a rule dropped, it and why."""
+    path, (is_open, closed), router = tmp_path / "r", ports, routed.router
+    rules = f"udp dport {is_open} meta mark set 0x7 accept; udp dport {closed} counter drop"
+    filter_ = f"udp port {is_open} or udp port {closed}"
+    with (
+        nft(router, "inet", "forward", rules),
+        runner.running("trace", filter_, way, "-o", "json", "--record", str(path)) as live,
+    ):
+        send(routed, ports)
+        runner.watch(live).expect(2 * PACKETS, {"type": "packet"}, timeout_s=15)
+        done = live.stop()
+    told, again = packets(done.out.splitlines()), packets(shown(path).out.splitlines())
+    assert [timeless(one) for one in told] == [timeless(one) for one in again]
+    for record in again:
+        hops = [hop for hop in record["hops"] if hop["hook"] == "nf ip FORWARD"]
+        if record["dst.port"] == is_open:
+            assert any("mark" in one.get("netfilter.changes", ()) for one in hops[0]["rules"])
+        else:
+            assert record["netfilter.rule"].endswith("drop")
+            assert "rule of chain c" in record["explanation"]
+
+
+def test_the_rules_of_drops_are_shown_again(routed, ports, tmp_path):
+    path, (_, closed) = tmp_path / "r", ports
+    with (
+        nft(routed.router, "inet", "forward", f"udp dport {closed} counter drop"),
+        runner.running("drops", f"udp port {closed}", "-o", "json", "--record", str(path)) as live,
+    ):
+        send(routed, ports)
+        told = runner.watch(live).expect(PACKETS, {"type": "drop"}, timeout_s=15)
+        live.stop()
+    again = [record for record in shown(path).records if record["type"] == "drop"]
+    by_time = [{**one, "time": ""} for one in sorted(told, key=lambda one: one["time"])]
+    assert [{**one, "time": ""} for one in sorted(again, key=lambda one: one["time"])] == by_time
+    assert all(one["netfilter.rule"] for one in again)

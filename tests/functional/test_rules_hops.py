@@ -1,4 +1,6 @@
-"""`trace --rules` names the rules that let a packet pass and changed it, at each netfilter hop.
+"""`trace` names the rules that let a packet pass and changed it, at each netfilter hop.
+
+With --rules the kernel tells them, with --rules=read they are inferred: the same rules.
 
 The rules are those of a real node (tests/data/kube-proxy), iptables and nftables mode.
 """
@@ -13,6 +15,7 @@ from lab import runner
 from lab.traffic import open_tcp, send_udp
 
 COUNT = 3
+SOURCES = {"traced": "--rules", "inferred": "--rules=read"}
 STICKY = ("10.96.10.6", 80)
 """TCP Service with ClientIP affinity."""
 TABLE = {"iptables": "nat", "nftables": "kube-proxy"}
@@ -68,11 +71,16 @@ def mode(request, node):
         yield request.param
 
 
+@pytest.fixture(scope="module", params=SOURCES)
+def source(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def trace(mode, cri_env):  # noqa: ARG001 - the rules are there before it looks
+def trace(mode, source, cri_env):  # noqa: ARG001 - the rules are there before it looks
     nets = "net 10.244.0.0/24 or net 198.51.100.0/24 or net fd00:10:244::/64"
     wanted = f"(tcp[13] == 2 or udp) and ({nets})"
-    with runner.running("trace", wanted, "--rules", "-o", "json", env=cri_env) as live:
+    with runner.running("trace", wanted, SOURCES[source], "-o", "json", env=cri_env) as live:
         yield live
         done = live.stop()
     assert "Traceback" not in done.err
@@ -80,7 +88,7 @@ def trace(mode, cri_env):  # noqa: ARG001 - the rules are there before it looks
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_rules_of_each_hop(node, trace, mode, name):
+def test_the_rules_of_each_hop(node, trace, mode, source, name):
     case = CASES[name]
     host, watch = node.pods[case.sender] if case.sender else node.outside, runner.watch(trace)
     if case.protocol == "udp":
@@ -95,7 +103,7 @@ def test_the_rules_of_each_hop(node, trace, mode, name):
     for hook in ("PREROUTING", "FORWARD", "POSTROUTING"):
         rules = hops[f"nf {family} {hook}"]["rules"]
         assert {rule["netfilter.path"][0] for rule in rules} <= BASES[mode][hook], rules
-        assert {rule["netfilter.rule_source"] for rule in rules} == {"traced"}
+        assert {rule["netfilter.rule_source"] for rule in rules} == {source}
         assert all(rule["netfilter.handle"] > 0 for rule in rules if "netfilter.rule" in rule)
     check_masquerade(hops[f"nf {family} POSTROUTING"], mode, case)
 
