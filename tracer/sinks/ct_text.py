@@ -10,14 +10,13 @@ from rich.table import Table
 from tracer.sinks.terminal import (
     BOLD,
     CYAN,
-    DIM,
     GREEN,
     RED,
     YELLOW,
+    Lines,
     Terminal,
     clock,
     print_table,
-    say,
     span,
     terminal_of,
 )
@@ -32,12 +31,11 @@ _COLOURS = {"new": GREEN, "found": GREEN, "update": CYAN, "destroy": YELLOW}
 _INDENT = " " * 13
 
 
-class ConntrackText:
-    """Text for people; hints are given once for each kind of failure."""
+class ConntrackText(Lines):
+    """Events as they come; a run of counts becomes tables."""
 
     def __init__(self, output: Output, terminal: Terminal) -> None:
-        self._output, self._terminal = output, terminal
-        self._hinted: set[str] = set()
+        super().__init__(output, terminal)
         self._shown: dict[str, Callable[[Record], list[str]]] = {
             "conntrack": self._event,
             "failure": self._failure,
@@ -46,8 +44,7 @@ class ConntrackText:
             "end": lambda record: [_end(record)],
         }
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write events as they come; a run of counts becomes tables."""
+    def _lines(self, records: Sequence[Record]) -> list[str]:
         lines: list[str] = []
         for record in records:
             show = self._shown.get(record["type"])
@@ -56,15 +53,7 @@ class ConntrackText:
             some = [record for record in records if record["type"] in kinds]
             if some:
                 lines += [print_table(made, self._terminal).rstrip() for made in make(some)]
-        say(self._output, lines)
-
-    def lost(self, source: str, count: int) -> None:
-        """Write a line that says so."""
-        say(self._output, [self._terminal.paint(f"lost: {count} of {source}", RED)])
-
-    def close(self) -> None:
-        """Close the output."""
-        self._output.close()
+        return lines
 
     def _event(self, record: Record) -> list[str]:
         event = record["event"]
@@ -73,14 +62,10 @@ class ConntrackText:
         return [f"{clock(record['time'])} {head} {_flow(record)}  {tail}".rstrip()]
 
     def _failure(self, record: Record) -> list[str]:
-        name, hint = record["failure"], record["hint"]
-        paint = self._terminal.paint
-        lines = [f"{clock(record['time'])} {paint(name, BOLD + RED)}"]
+        name = record["failure"]
+        lines = [f"{clock(record['time'])} {self._terminal.paint(name, BOLD + RED)}"]
         lines += self._terminal.wrap(record["explanation"], _INDENT)
-        if name not in self._hinted:
-            self._hinted.add(name)
-            lines += [paint(line, DIM) for line in self._terminal.wrap(f"hint: {hint}", _INDENT)]
-        return lines
+        return lines + self._hint(record["hint"], _INDENT, cause=name)
 
     def _invalid(self, record: Record) -> list[str]:
         head = self._terminal.paint(f"{'invalid':<8}", RED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import textwrap
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from io import StringIO
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from tracer.model import Record
     from tracer.sinks.output import Output
 
 MAX_COLUMNS, MIN_COLUMNS = 120, 60
@@ -53,9 +55,41 @@ def terminal_of(output: Output) -> Terminal:
     return Terminal(columns, output.is_terminal and not os.environ.get("NO_COLOR"))
 
 
-def say(output: Output, lines: Sequence[str]) -> None:
-    """Write lines."""
-    output.write("".join(f"{line}\n" for line in lines).encode())
+class Lines(ABC):
+    """A sink for a person: its records in lines, each hint once."""
+
+    def __init__(self, output: Output, terminal: Terminal) -> None:
+        """Write to `output`, as `terminal` shows it."""
+        self._output, self._terminal = output, terminal
+        self._hinted: set[str] = set()
+
+    @abstractmethod
+    def _lines(self, records: Sequence[Record]) -> list[str]:
+        """What is written of a batch."""
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write a batch."""
+        self._say(self._lines(records))
+
+    def lost(self, source: str, count: int) -> None:
+        """Write a line that says so."""
+        self._say([self._terminal.paint(f"lost: {count} of {source}", RED)])
+
+    def close(self) -> None:
+        """Close the output."""
+        self._output.close()
+
+    def _say(self, lines: Sequence[str]) -> None:
+        self._output.write("".join(f"{line}\n" for line in lines).encode())
+
+    def _hint(self, hint: str, indent: str, cause: str = "") -> list[str]:
+        """Lines with the hint, the first time for its `cause`, which is itself by default."""
+        if not hint or (cause or hint) in self._hinted:
+            return []
+        self._hinted.add(cause or hint)
+        return [
+            self._terminal.paint(one, DIM) for one in self._terminal.wrap(f"hint: {hint}", indent)
+        ]
 
 
 def print_table(table: Table, terminal: Terminal) -> str:

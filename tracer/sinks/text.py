@@ -11,11 +11,11 @@ from tracer.sinks.terminal import (
     BOLD,
     DIM,
     RED,
+    Lines,
     Terminal,
     clock,
     cut,
     print_table,
-    say,
     terminal_of,
 )
 
@@ -30,15 +30,10 @@ _INDENT = " " * 13
 _DIRECTIONS = {"ingress": "in", "egress": "out"}
 
 
-class Text:
-    """Text for people; hints are given once for each cause."""
+class Text(Lines):
+    """Drops as they come; a run of summary records becomes one table."""
 
-    def __init__(self, output: Output, terminal: Terminal) -> None:
-        self._output, self._terminal = output, terminal
-        self._hinted: set[str] = set()
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Write drops as they come; a run of summary records becomes one table."""
+    def _lines(self, records: Sequence[Record]) -> list[str]:
         lines: list[str] = []
         for record in records:
             if record["type"] == "drop":
@@ -46,16 +41,7 @@ class Text:
         summaries = [record for record in records if record["type"] == "summary"]
         if summaries:
             lines += ["", drops_summary(summaries, self._terminal).rstrip()]
-        lines += [_end(record) for record in records if record["type"] == "end"]
-        say(self._output, lines)
-
-    def lost(self, source: str, count: int) -> None:
-        """Write a line that says so."""
-        say(self._output, [self._terminal.paint(f"lost: {count} of {source}", RED)])
-
-    def close(self) -> None:
-        """Close the output."""
-        self._output.close()
+        return lines + [_end(record) for record in records if record["type"] == "end"]
 
     def _drop(self, record: Record) -> list[str]:
         time, reason = clock(record["time"]), record.get("drop.reason", "")
@@ -74,13 +60,7 @@ class Text:
         ]
         if rule := rule_line(record):
             lines += self._terminal.wrap(rule, _INDENT)
-        hint = record.get("hint", "")
-        if hint and hint not in self._hinted:
-            self._hinted.add(hint)
-            lines += [
-                self._terminal.paint(line, DIM)
-                for line in self._terminal.wrap(f"hint: {hint}", _INDENT)
-            ]
+        lines += self._hint(record.get("hint", ""), _INDENT)
         return lines + [f"{_INDENT}  {frame}" for frame in record.get("drop.stack", ())]
 
 

@@ -14,11 +14,11 @@ from tracer.sinks.terminal import (
     GREEN,
     RED,
     YELLOW,
+    Lines,
     Terminal,
     clock,
     cut,
     print_table,
-    say,
     span,
     terminal_of,
 )
@@ -37,29 +37,15 @@ _WIDTHS = (10, 23, 8)
 """Columns of a hop: time since the hop before, hook, device."""
 
 
-class Tree:
-    """One tree a packet."""
+class Tree(Lines):
+    """One tree a packet; a run of latency records becomes tables."""
 
-    def __init__(self, output: Output, terminal: Terminal) -> None:
-        self._output, self._terminal = output, terminal
-        self._hinted: set[str] = set()
-
-    def write(self, records: Sequence[Record]) -> None:
-        """Write packets as they come; a run of latency records becomes tables."""
+    def _lines(self, records: Sequence[Record]) -> list[str]:
         lines: list[str] = []
         for record in records:
             if record["type"] == "packet":
                 lines += self._packet(record)
-        lines += summary(records, self._terminal)
-        say(self._output, lines)
-
-    def lost(self, source: str, count: int) -> None:
-        """Write a line that says so."""
-        say(self._output, [self._terminal.paint(f"lost: {count} of {source}", RED)])
-
-    def close(self) -> None:
-        """Close the output."""
-        self._output.close()
+        return lines + summary(records, self._terminal)
 
     def _packet(self, record: Record) -> list[str]:
         wrap, paint = self._terminal.wrap, self._terminal.paint
@@ -76,11 +62,7 @@ class Tree:
         if "explanation" in record:
             why = f"{record.get('drop.reason', '')}: {record['explanation']}"
             lines += [paint(line, RED) for line in wrap(why, "  ")]
-        hint = record.get("hint", "")
-        if hint and hint not in self._hinted:
-            self._hinted.add(hint)
-            lines += [paint(line, DIM) for line in wrap(f"hint: {hint}", "  ")]
-        return [*lines, ""]
+        return [*lines, *self._hint(record.get("hint", ""), "  "), ""]
 
     def _branch(self, branches: _Branches, number: int, bars: str) -> list[str]:
         """Hops of one branch under the places where they were, its own branches among them."""
