@@ -7,6 +7,7 @@
  *   TYPED_<hook>        1: the hook is a typed tracepoint, fields are plain loads
  *   WITH_DROP_EVENTS    send drops through the ring buffer and count them by place
  *   WITH_FLOWS          count flows at pod devices, and drops by flow
+ *   WITH_DNS            send what name servers answer pods through a ring buffer (needs WITH_FLOWS)
  *   WITH_TRACE          follow selected packets from hop to hop
  *   SAMPLE              follow one packet of so many
  *   FIRST_PACKETS       follow so many packets of each flow
@@ -31,6 +32,9 @@
 #endif
 #ifndef HOP_RING_PAGES
 #define HOP_RING_PAGES 4096 /* 16 MiB: about 50,000 hops */
+#endif
+#ifndef DNS_RING_PAGES
+#define DNS_RING_PAGES 256 /* 1 MiB: about 1,900 answers */
 #endif
 #ifndef MAX_FOLLOWED
 #define MAX_FOLLOWED 65536 /* packets under way at once */

@@ -14,6 +14,7 @@
 #ifndef SNAPLEN
 #define SNAPLEN 80 /* bytes of each hop's packet; a multiple of 8 */
 #endif
+#define DNS_BYTES 512 /* what a DNS message has at most without EDNS (RFC 1035 2.3.4) */
 #define IFNAME_BYTES 16
 #define TRANSIT_BUCKETS 32 /* the last has all that took longer */
 #define ADDRESS_BYTES 16 /* IPv4 addresses are IPv4-mapped: ::ffff:a.b.c.d */
@@ -34,7 +35,8 @@ enum loss {
 	LOSS_HOPS = 4, /* ring buffer full: a hop of a followed packet is missing */
 	LOSS_FLOW_DETAILS =
 		5, /* a map of what flows tell besides counts is full: one such detail is missing */
-	LOSS_SOURCES = 6,
+	LOSS_DNS_ANSWERS = 6, /* ring buffer full: the names of an answer are not known */
+	LOSS_SOURCES = 7,
 };
 
 /* An L3/L4 flow as its sender wrote it. ICMP: type in sport, code in dport. */
@@ -245,6 +247,17 @@ struct flow_drop_key {
 	struct flow_key flow; /* netns and ifindex of the place of death */
 	__u32 reason;
 	__u64 location;
+};
+
+/* What a name server told a pod, at the place where its flow is counted. */
+struct dns_answer {
+	__u64 time_ns; /* CLOCK_BOOTTIME */
+	__u32 netns;
+	__u32 ifindex;
+	__u16 message_bytes; /* of the whole DNS message */
+	__u16 captured_bytes; /* valid bytes in message */
+	__u32 pad;
+	__u8 message[DNS_BYTES];
 };
 
 /* What did not fit into the flow map, summed by pod end. */

@@ -170,6 +170,10 @@ static __always_inline void flow_packet(int typed, struct crossing *at)
 		if (read_flow4(typed, at->l3, at->direction, &flow, &at->tcp)) {
 			at->ends = flow.sender ^ flow.receiver;
 			count_ipv4(typed, &flow, at);
+#ifdef WITH_DNS
+			if (at->direction == DIRECTION_INGRESS)
+				see_dns4(&flow, at->l3, linear_bytes, at->place);
+#endif
 			return;
 		}
 	}
@@ -177,6 +181,10 @@ static __always_inline void flow_packet(int typed, struct crossing *at)
 
 	read_key(typed, at, protocol, linear_bytes, &key);
 	count_any(typed, &key, at);
+#ifdef WITH_DNS
+	if (at->direction == DIRECTION_INGRESS)
+		see_dns(&key.tuple, at->l3, linear_bytes, at->place);
+#endif
 }
 
 /*

@@ -119,4 +119,8 @@ BPF_TABLE("hash", struct place, __u32, unpaired_places, MAX_FLOW_OTHER);
 BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other, MAX_FLOW_OTHER);
 #endif
 
+#ifdef WITH_DNS
+BPF_RINGBUF_OUTPUT(dns_answers, DNS_RING_PAGES);
+#endif
+
 #endif

@@ -67,6 +67,8 @@ COLUMNS = (
     Field("src.port", "u2", "of TCP, UDP, UDP-Lite, DCCP, SCTP"),
     Field("dst.address", TEXT, "who was to receive"),
     Field("dst.port", "u2", "of the same"),
+    Field("src.dns.name", TEXT, "with `--dns`: the names that had led the pod there, newest first"),
+    Field("dst.dns.name", TEXT, "likewise; commas between several"),
     Field("icmp.type", "u1", "ICMP or ICMPv6"),
     Field("icmp.code", "u1", "of the same"),
     Field("packets", "u8", "how many"),

@@ -167,7 +167,7 @@ meet() {
 
 # fill_venv KIND: the project and its Python packages, into a new or the existing .venv.
 fill_venv() {
-  local project="${root}[metrics,parquet,report]" made=""
+  local project="${root}[dns,metrics,parquet,report]" made=""
   [ "$1" = tracer ] || project="${root}[dev]"
   # `incomplete` outlives a killed set-up only; `home` tells a copied or moved checkout.
   if [ -e "$venv/incomplete" ] || ! "$venv/bin/python" -I -c 'import pip' 2>/dev/null ||

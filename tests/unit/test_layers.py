@@ -56,6 +56,7 @@ OWNERS = {
     "psutil": "inventory",
     "kubernetes": "cluster",
     "urllib3": "cluster",
+    "dns": "analysis",
     "duckdb": "report",
     "prometheus_client": "metrics",
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from tracer.analysis.dns_names import DnsNames
     from tracer.model import Node, Pod, Record
 
 DIRECTIONS = {1: "egress", 2: "ingress"}
@@ -44,6 +45,8 @@ class Context:
     """CLOCK_REALTIME - CLOCK_BOOTTIME."""
     clock_steps: tuple[tuple[int, int], ...] = ()
     """(CLOCK_BOOTTIME of a step of the wall clock, offset until then), oldest first."""
+    dns: DnsNames | None = None
+    """What name servers told the pods, if somebody listens."""
 
     def wall_ns(self, boot_ns: int) -> int:
         """CLOCK_BOOTTIME → what the wall clock showed then, ns since 1970."""

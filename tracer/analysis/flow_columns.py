@@ -83,6 +83,8 @@ def _flow_table(
         "tcp.rtt_ns": _if_any(totals["rtt_us"].astype(np.uint64) * _NS_PER_US),
         "tcp.handshake_ns": _if_any(handshakes),
     }
+    asker = pods.namespaces(charged, keys["netns"])
+    columns |= _dns(asker, ends, (totals["first_ns"], totals["last_ns"]), context)
     return as_table(len(keys), columns)
 
 
@@ -118,6 +120,8 @@ def drop_table(
         "drop.reason": _named(keys["reason"], context.reason),
         "drop.location": _named(keys["location"], context.symbol),
     }
+    now_ns = np.full(len(keys), interval_ns[1] - context.wall_offset_ns)
+    columns |= _dns(pods.namespaces(charged, flow["netns"]), ends, (now_ns, now_ns), context)
     whole = as_table(len(keys), columns)
     return take(whole, (charged >= 0) | (flow["netns"] != context.node.netns))
 
@@ -177,6 +181,18 @@ def _end_columns(
         names = f"{prefix}.namespace", f"{prefix}.pod.name", f"{prefix}.owner"
         columns |= pods.columns(*names, pod)
     return columns
+
+
+def _dns(
+    asker: Numbers, ends: _Ends, times_ns: tuple[Numbers, Numbers], context: Context
+) -> dict[str, Column]:
+    """The names that led the pods of the namespaces `asker` (n,) to the addresses at both ends."""
+    if context.dns is None:
+        return {}
+    return {
+        f"{end}.dns.name": context.dns.column(asker, ends.addresses, code, times_ns)
+        for end, code in (("src", ends.source), ("dst", ends.goal))
+    }
 
 
 def _times(first_ns: Numbers, last_ns: Numbers) -> dict[str, Column]:
@@ -343,6 +359,12 @@ class _Pods:
             self._pods.append(pod)
             self.__dict__.pop("_names", None)
         return self._number[pod.key]
+
+    def namespaces(self, charged: NDArray[np.int64], places: Numbers) -> Numbers:
+        """(n,): network namespace of the charged pod, without one that of the place."""
+        own = [getattr(pod, "netns", None) or 0 for pod in self._pods]
+        found = np.array([*own, 0], np.int64)[charged]
+        return np.where(found > 0, found, places)
 
     def owns(
         self, ends: _Ends, charged: NDArray[np.int64], address: NDArray[np.int64]

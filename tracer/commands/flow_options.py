@@ -81,6 +81,10 @@ def add_counting(parser: argparse.ArgumentParser) -> None:
         help="tell a flow this long after its last packet (default: every interval)",
     )
     group.add_argument(
+        "--dns", action="store_true",
+        help="tell by which DNS names pods came to addresses, from the answers they get",
+    )  # fmt: skip
+    group.add_argument(
         "--allow", "--allow-list", action="append", default=[], metavar="JSON",
         help='only flows that pass a filter: \'{"source_pod":["shop/"],"verdict":["DROPPED"]}\'',
     )  # fmt: skip

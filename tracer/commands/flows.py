@@ -19,7 +19,7 @@ import os
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -44,9 +44,10 @@ from tracer.sinks.flow_files import open_flows
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
+    from tracer.commands.flow_dns import DnsAnswers
     from tracer.flow_table import FlowTable
     from tracer.metrics.exporter import Health
     from tracer.model import Node
@@ -80,6 +81,8 @@ def _program(args: argparse.Namespace) -> Program:
     defines = {"WITH_FLOWS": "", "MAX_FLOWS": str(args.max_flows or _max_flows())}
     if args.pod or args.namespace or args.selector:
         defines["SELECT_PODS"] = ""
+    if args.dns:
+        defines["WITH_DNS"] = ""
     hooks = tuple(hook.name for hook in hooks_of("flows"))
     return Program(hooks, defines, deferred=("dev-rx",), attach=options.attach_ways(args))
 
@@ -117,9 +120,15 @@ class Flows:
     """Reads the generations of each interval and writes them as records."""
 
     def __init__(
-        self, session: Session, sink: FlowSink, wanted: Wanted, metrics: Metrics | None = None
+        self,
+        session: Session,
+        sink: FlowSink,
+        wanted: Wanted,
+        metrics: Metrics | None = None,
+        dns: DnsAnswers | None = None,
     ) -> None:
-        """Start counting."""
+        """Start counting; DNS names come from `dns`."""
+        self._dns, self.tick_s = dns, dns.tick_s if dns else float("inf")
         self._metrics, self.live = metrics, 0
         self._session, self._sink, self._wanted = session, sink, wanted
         self._waiting = FlowCache(wanted.timeouts, wanted.most_held)
@@ -141,9 +150,10 @@ class Flows:
         start_s = time.monotonic()
         flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
         flows = self._hold_unnamed(*flows, last=last)
+        self.read_dns(last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         flows = self._waiting.due(*flows, now_ns, everything=last)
-        context = self._session.context()
+        context = replace(self._session.context(), dns=self._dns.names if self._dns else None)
         interval_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
         self._begin_ns = now_ns
         self.packets += int(flows[1]["packets"].sum()) + int(other[1].sum())
@@ -153,8 +163,14 @@ class Flows:
             [other_table(*other, context, interval_ns[1])],
         )
         self._write_tables(tables, context.node, start_s)
-        for source, count in self._session.new_losses().items():
+        own = self._dns.losses() if self._dns else {}
+        for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
+
+    def read_dns(self, *, last: bool = False) -> None:
+        """Learn the names that pods have been told since the last call."""
+        if self._dns:
+            self._dns.read(last=last)
 
     def _write_tables(self, tables: Iterable[FlowTable], node: Node, start_s: float) -> None:
         """Write what is wanted of one interval, table by table: all at once would be large."""
@@ -245,8 +261,10 @@ def _follow(session: Session, flows: Flows, sink: FlowSink, interval_s: float) -
     notifier.ready(f"counting flows on {session.inventory.node.name}")
     due_s = time.monotonic() + interval_s
     while session.running:
-        session.wait(min(due_s - time.monotonic(), sink.tick_s, notifier.watchdog_s))
+        tick_s = min(sink.tick_s, flows.tick_s, notifier.watchdog_s)
+        session.wait(min(due_s - time.monotonic(), tick_s))
         flows.follow_devices()
+        flows.read_dns()
         if time.monotonic() >= due_s:
             flows.write()
             due_s += interval_s
@@ -260,9 +278,18 @@ def _follow(session: Session, flows: Flows, sink: FlowSink, interval_s: float) -
     reload.close()
 
 
+def _dns_answers(args: argparse.Namespace) -> Callable[[Session], DnsAnswers] | None:
+    if not args.dns:
+        return None
+    from tracer.commands.flow_dns import DnsAnswers  # noqa: PLC0415 - its library is optional
+
+    return DnsAnswers
+
+
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer flows`."""
     wanted = _wanted(args)
+    dns_answers = _dns_answers(args)
     metrics = open_metrics(args)
     sink = open_flows(flow_options.request(args, os.uname().nodename), say)
     with Session(
@@ -273,12 +300,15 @@ def run(args: argparse.Namespace) -> ExitCode:
         concurrent=args.concurrent,
         cluster=options.cluster(args),
     ) as session:
-        flows = Flows(session, sink, wanted, metrics)
+        dns = dns_answers(session) if dns_answers else None
+        flows = Flows(session, sink, wanted, metrics, dns)
         with metrics.following(flows.health) if metrics else nullcontext():
             session.announce(args.ready_file)
             _follow(session, flows, sink, args.interval)
             session.loaded.detach()
             flows.write(last=True)
+        if dns:
+            dns.close()
     sink.close()
     say(f"{flows.flows} flow records, {flows.packets} packets")
     incomplete = session.lost or session.loaded.degraded or sink.thrown_away

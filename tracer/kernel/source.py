@@ -24,6 +24,7 @@ COMMON = (
 PLANES = (
     "drop.bpf.h",
     "flow_look.bpf.h",
+    "dns.bpf.h",
     "flow.bpf.h",
     "tunnel.bpf.h",
     "choose.bpf.h",

@@ -58,7 +58,8 @@ _MAPPED = frozenset(
     """
     type time direction verdict k8s.node.name k8s.src.namespace k8s.src.pod.name
     k8s.dst.namespace k8s.dst.pod.name src.address src.port dst.address dst.port tcp.flags
-    icmp.type icmp.code interface.name interface.index service.namespace service.name
+    src.dns.name dst.dns.name icmp.type icmp.code interface.name interface.index
+    service.namespace service.name
     """.split()  # noqa: SIM905 - a list of names reads best as text
 )
 """Flat names that have a field of their own in Hubble's flow."""
@@ -66,8 +67,8 @@ _MAPPED = frozenset(
 _FIELDS = frozenset(
     """
     time verdict drop_reason drop_reason_desc IP l4 source destination Type node_name is_reply
-    event_type trace_observation_point source_service destination_service traffic_direction
-    interface Summary extensions
+    event_type trace_observation_point source_names destination_names source_service
+    destination_service traffic_direction interface Summary extensions
     """.split()  # noqa: SIM905 - a list of names reads best as text
 )
 """What `envelope` fills."""
@@ -171,6 +172,7 @@ def envelope(record: Record) -> dict[str, Any]:
         "source": _endpoint(record, "src"),
         "destination": _endpoint(record, "dst"),
         "Type": "L3_L4",
+        **_dns_names(record),
         "node_name": record.get("k8s.node.name"),
         "is_reply": _is_reply(record),
         **_event(record),
@@ -188,6 +190,14 @@ def envelope(record: Record) -> dict[str, Any]:
     return _filled(
         {"flow": _filled(flow), "node_name": record.get("k8s.node.name"), "time": record["time"]}
     )
+
+
+def _dns_names(record: Record) -> dict[str, Any]:
+    return {
+        f"{name}_names": record[f"{end}.dns.name"].split(",")
+        for name, end in (("source", "src"), ("destination", "dst"))
+        if f"{end}.dns.name" in record
+    }
 
 
 def _service(record: Record) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Flow counts of several CPUs become one record a flow, drops records of their own."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from tracer.analysis.addresses import address_bytes
+from tracer.analysis.dns import Answer
+from tracer.analysis.dns_names import DnsNames
 from tracer.analysis.drops import Context
 from tracer.analysis.flow_columns import drop_table, flow_table, other_table
 from tracer.analysis.flows import sum_flows
@@ -155,3 +159,25 @@ def test_a_drop_in_the_receivers_namespace_is_the_receivers_whatever_the_kernel_
     (record,) = records(drop_table(keys, counts, CONTEXT, (1, 2)))
     assert (record["direction"], record["k8s.dst.pod.name"]) == ("ingress", "web-1")
     assert "k8s.src.pod.name" not in record
+
+
+def test_names_are_those_that_led_the_pod_there():
+    """In both directions, for what crossed and for what died on the node; another pod's are not."""
+    names = DnsNames()
+    names.learn(POD_NETNS, Answer("a.test", ("192.0.2.1",), 5, whole=True), 1)
+    names.learn(POD_NETNS + 1, Answer("b.test", ("192.0.2.1",), 5, whole=True), 1)
+    context = replace(CONTEXT, dns=names, wall_offset_ns=1 << 60)
+    keys = np.zeros(2, STRUCTS["flow_key"])
+    keys["netns"], keys["direction"] = POD_NETNS, (1, 2)
+    _flow(keys[0], "10.244.0.5", "192.0.2.1")
+    _flow(keys[1], "192.0.2.1", "10.244.0.5")
+    crossed = records(flow_table(keys, _counts((1, 1, 2, 3, 0), (1, 1, 3, 3, 0)), context))
+    died = np.zeros(1, STRUCTS["flow_drop_key"])
+    died["flow"]["netns"], died["flow"]["ifindex"] = NODE_NETNS, 7
+    _flow(died[0]["flow"], "10.244.0.5", "192.0.2.1")
+    now_ns = context.wall_ns(5)
+    dropped = records(
+        drop_table(died, np.ones((1, 1), STRUCTS["drop_count"]), context, (0, now_ns))
+    )
+    ends = [(one.get("src.dns.name"), one.get("dst.dns.name")) for one in (*crossed, *dropped)]
+    assert ends == [(None, "a.test"), ("a.test", None), (None, "a.test")]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hubble_schema import read
 
 from tracer.errors import TracerError
 from tracer.sinks import FORMATS, open_sink
@@ -182,6 +183,15 @@ def test_hubble_services():
     assert "source_service" not in asked
     assert "destination_service" not in answers
     assert not {"source_service", "destination_service"} & envelope(FLOW)["flow"].keys()
+
+
+def test_hubble_dns_names():
+    line = envelope({**FLOW, "src.dns.name": "a.test", "dst.dns.name": "b.test,c.test"})
+    assert line["flow"]["source_names"] == ["a.test"]
+    assert line["flow"]["destination_names"] == ["b.test", "c.test"]
+    assert "dst.dns.name" not in line["flow"]["extensions"]["value"]
+    assert list(read(json.dumps(line)).flow.destination_names) == ["b.test", "c.test"]
+    assert "source_names" not in envelope(FLOW)["flow"]
 
 
 def test_hubble_icmp_and_arp():
