@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import socket
 import struct
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from lab import namespaces, runner
-from lab.rules import counted, nft
+from lab.rules import counted, iptables, nft
 from lab.shell import until
-from lab.traffic import converse, family_of, new_port, open_tcp, tcp_listener, udp_listener
+from lab.traffic import (
+    converse,
+    family_of,
+    new_port,
+    open_tcp,
+    send_udp,
+    tcp_listener,
+    udp_listener,
+)
 
 EXPEDITED = 46
 """DSCP of expedited forwarding (RFC 3246)."""
@@ -155,3 +164,111 @@ def full(sender):
         return not sender.send(bytes(1 << 16))
     except BlockingIOError:
         return True
+
+
+VIP, VIP_PORT = "10.96.77.9", 80
+MARK, ZONE = 77, 5
+
+
+@contextmanager
+def service(web, port, protocol):
+    """A virtual address on the node: DNAT to a pod, masqueraded, marked, in a zone of its own."""
+    node, asked = namespaces.node(), ("-p", protocol, "-d", VIP, "--dport", str(VIP_PORT))
+    zone = ("-j", "CT", "--zone", str(ZONE))
+    answer = ("-p", protocol, "-s", web.ip4, "--sport", str(port))
+    target = ("-j", "DNAT", "--to-destination", f"{web.ip4}:{port}")
+    masked = ("-p", protocol, "-d", web.ip4, "--dport", str(port), "-j", "MASQUERADE")
+    with ExitStack() as rules:
+        for rule in (
+            ("PREROUTING", "-t", "raw", *asked, *zone),
+            ("PREROUTING", "-t", "raw", *answer, *zone),
+            ("PREROUTING", "-t", "mangle", *asked, "-j", "CONNMARK", "--set-mark", str(MARK)),
+            ("PREROUTING", "-t", "nat", *asked, *target),
+            ("POSTROUTING", "-t", "nat", *masked),
+        ):
+            rules.enter_context(iptables(node, "iptables-nft", *rule))
+        yield
+
+
+def both_sides(client, web, port, source):
+    """What every record of one connection through the `service` tells."""
+    return {
+        "k8s.client.namespace": "shop", "k8s.client.pod.name": "client-0",
+        "k8s.backend.namespace": "shop", "k8s.backend.pod.name": "web-0",
+        "client.address": client.ip4, "client.port": source,
+        "service.address": VIP, "service.port": VIP_PORT,
+        "nat.src.address": lambda address: address not in (None, client.ip4, web.ip4),
+        "nat.dst.address": web.ip4, "nat.dst.port": port,
+        "conntrack.zone": ZONE, "conntrack.mark": MARK,
+    }  # fmt: skip
+
+
+def test_both_sides_of_nat(cluster, flows):
+    """A connection to a Service: client, address asked, translated source and backend, 4 times."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with (
+        service(web, port, "tcp"),
+        tcp_listener(web.where, port) as listener,
+        flows("--interval", "1m") as live,
+    ):
+        source = converse(client.where, (VIP, VIP_PORT), listener)
+        done = live.stop()
+    ours = [r for r in done.records if r.get("client.port") == source]
+    assert len(ours) == 4, ours
+    assert len({r["flow.id"] for r in ours}) == 1
+    for record in ours:
+        assert runner.matches(record, both_sides(client, web, port, source)), record
+        assert record["conntrack.state"] == "established"
+        assert record["conntrack.tcp.state"] in {"CLOSE_WAIT", "LAST_ACK", "TIME_WAIT", "FIN_WAIT"}
+    sides = {(r["k8s.pod.name"], r["direction"]): r["conntrack.direction"] for r in ours}
+    assert sides == {
+        ("client-0", "egress"): "original",
+        ("web-0", "ingress"): "original",
+        ("web-0", "egress"): "reply",
+        ("client-0", "ingress"): "reply",
+    }
+    by_side = {(r["k8s.pod.name"], r["direction"]): r for r in ours}
+    assert by_side["client-0", "egress"]["packets"] == by_side["web-0", "ingress"]["packets"]
+
+
+def test_datagrams_that_nobody_answers(cluster, flows):
+    """The sender's record knows the backend too, though its packets had not been there yet."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with (
+        service(web, port, "udp"),
+        udp_listener(web.where, port),
+        flows("--interval", "1m") as live,
+    ):
+        source = send_udp(client.where, (VIP, VIP_PORT), 7)
+        done = live.stop()
+    ours = [r for r in done.records if r.get("client.port") == source]
+    assert {(r["k8s.pod.name"], r["direction"]) for r in ours} == {
+        ("client-0", "egress"),
+        ("web-0", "ingress"),
+    }
+    for record in ours:
+        assert runner.matches(record, both_sides(client, web, port, source)), record
+        assert (record["packets"], record["conntrack.state"]) == (7, "new")
+
+
+def test_time_across_the_node(cluster, flows):
+    """Some of 21 datagrams are timed: count, sum, maximum and histogram agree."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with udp_listener(web.where, port), flows("--interval", "1m") as live:
+        with client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(21):
+                sender.sendto(b"x", (web.ip4, port))
+                time.sleep(0.02)
+        done = live.stop()
+    about = {"dst.port": port, "netns": web.where.inode, "direction": "ingress"}
+    timed = next(r for r in done.records if runner.matches(r, about))
+    assert timed["packets"] == 21
+    assert 0 < timed["transit.count"] <= 21
+    buckets = [map(int, one.split(":")) for one in timed["transit.histogram"].split(",")]
+    buckets = dict(map(tuple, buckets))
+    assert sum(buckets.values()) == timed["transit.count"]
+    assert max(buckets) <= timed["transit.max_ns"] < 2 * max(buckets)
+    assert timed["transit.max_ns"] <= timed["transit.sum_ns"] < 10**9 * 21
+    least = sum(bucket * count for bucket, count in buckets.items())
+    assert least <= timed["transit.sum_ns"] < 2 * least
+    assert told(done.records, "transit.count", direction="egress") == []

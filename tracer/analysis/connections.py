@@ -1,38 +1,213 @@
-"""Which flows are one connection: both directions of it, both sides of NAT, both pods' ends."""
+"""Which flows are one connection: both directions of it, both sides of NAT, both pods' ends.
+
+Keys are compared by 64-bit hashes: of a million flows two are taken for one about once in ten
+million intervals.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.layout import layout
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Hashes = np.ndarray
+Rows = np.ndarray
+_EGRESS = 1
+_ICMP = (1, 58)
 _PRIMES = tuple(
     np.uint64(prime) for prime in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 _HALF = np.uint64(32)
+_EXACT_BITS = 53
+"""Of a number that JSON's readers keep (RFC 8259 6)."""
 
 
-def ends(flow: np.ndarray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Hashes of who sent and who was to receive: (n,) each, of (n,) tuple of bpf/event.h."""
-    return _end(flow, "saddr", "sport"), _end(flow, "daddr", "dport")
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What the kernel told of flows besides counts, as it came: newest last."""
+
+    entries: np.ndarray
+    """(m,) conntrack of bpf/event.h: connections that crossed the node."""
+    transit_keys: np.ndarray
+    """(t,) flow_key: the receiver's ingress."""
+    transits: np.ndarray
+    """(t,) flow_transit."""
 
 
-def _end(flow: np.ndarray, address: str, port: str) -> NDArray[np.uint64]:
-    words = np.ascontiguousarray(flow[address]).view(np.uint64)
-    return _mixed(_mixed(words[:, 0] ^ flow[port]) + words[:, 1])
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """What belongs to each of n flows."""
+
+    flow_id: Hashes
+    """(n,): of its connection; the same for both directions, at both ends, before and after NAT."""
+    entry: Rows
+    """(n,): its index in `Details.entries`, or -1."""
+    reply: NDArray[np.bool_]
+    """(n,): whether it goes against the direction in which the connection was opened."""
+    handshake_ns: Rows
+    """(n,): see `handshakes_ns`."""
+    transit: Rows
+    """(n,): index in `transits`, or -1."""
+    transits: np.ndarray
+    """(u,) flow_transit, one a flow."""
+
+    def at(self, rows: Rows) -> Linked:
+        """The same of some flows."""
+        return Linked(
+            self.flow_id[rows],
+            self.entry[rows],
+            self.reply[rows],
+            self.handshake_ns[rows],
+            self.transit[rows],
+            self.transits,
+        )
 
 
-def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread every bit over all (the finaliser of splitmix64, half of it)."""
+def no_details() -> Details:
+    """Nothing told."""
+    structs = layout().structs
+    return Details(
+        *(np.zeros(0, structs[name]) for name in ("conntrack", "flow_key", "flow_transit"))
+    )
+
+
+def added(held: Details, new: Details) -> Details:
+    """Both; what `new` tells wins."""
+    return Details(
+        np.concatenate((held.entries, new.entries)),
+        np.concatenate((held.transit_keys, new.transit_keys)),
+        np.concatenate((held.transits, new.transits)),
+    )
+
+
+def wanted_by(details: Details, keys: np.ndarray) -> Details:
+    """Those that flows `keys` (n,) flow_key will need, wherever these are moved."""
+    entry, _ = _find_entries(keys, _ends(keys["tuple"]), details.entries)
+    waiting = _last_of(_codes(keys), _codes(details.transit_keys)) >= 0
+    entries = details.entries[np.unique(entry[entry >= 0])]
+    return Details(entries, details.transit_keys[waiting], details.transits[waiting])
+
+
+def link(keys: np.ndarray, syn_ns: np.ndarray, details: Details) -> Linked:
+    """What belongs to (n,) flow_key, each once; `syn_ns` as `handshakes_ns` takes it."""
+    ends = _ends(keys["tuple"])
+    entry, reply = _find_entries(keys, ends, details.entries)
+    transit, transits = _sum_transits(keys, details)
+    flow_id = _flow_ids(keys["tuple"], ends, details.entries, entry)
+    return Linked(flow_id, entry, reply, handshakes_ns(keys, syn_ns), transit, transits)
+
+
+def _ends(flow: np.ndarray) -> tuple[Hashes, Hashes]:
+    """Hashes of who sent and who was to receive: (n,) each, of (n,) tuple of bpf/event.h.
+
+    ICMP's type and code, which are no part of either, do not count.
+    """
+    has_ports = ~np.isin(flow["protocol"], _ICMP)
+    source = _end(flow["saddr"], np.where(has_ports, flow["sport"], 0))
+    return source, _end(flow["daddr"], np.where(has_ports, flow["dport"], 0))
+
+
+def _end(address: np.ndarray, port: np.ndarray) -> Hashes:
+    words = np.ascontiguousarray(address).view(np.uint64)
+    return _mixed(_mixed(words[:, 0] ^ port.astype(np.uint64)) + words[:, 1])
+
+
+def _mixed(value: Hashes) -> Hashes:
+    """Spread every bit over all (as splitmix64 does)."""
     value = (value ^ value >> _HALF) * _PRIMES[1]
     value = (value ^ value >> _HALF) * _PRIMES[2]
     return np.asarray(value ^ value >> _HALF)
 
 
-def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> NDArray[np.uint64]:
+def _way(source: Hashes, destination: Hashes, protocol: np.ndarray) -> Hashes:
+    """One hash of a flow in this direction."""
+    return np.asarray(source * _PRIMES[0] + destination + protocol)
+
+
+def _codes(keys: np.ndarray) -> Hashes:
+    """One hash of each of (n,) flow_key, without the place."""
+    flow = keys["tuple"]
+    kind = flow["ethertype"].astype(np.uint64) << _HALF | flow["protocol"]
+    direction = keys["direction"].astype(np.uint64)
+    return np.asarray(_way(*_ends(flow), kind) ^ direction * _PRIMES[2])
+
+
+def _last_of(known: Hashes, wanted: Hashes) -> Rows:
+    """(n,) index of the last of `known` that equals each of `wanted`; -1 where none does."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    order = np.argsort(known, kind="stable")
+    at = np.searchsorted(known[order], wanted, side="right") - 1
+    return np.where((at >= 0) & (known[order[at]] == wanted), order[at], -1)
+
+
+def _find_entries(
+    keys: np.ndarray, ends: tuple[Hashes, Hashes], entries: np.ndarray
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """(n,) index of each flow's conntrack entry, or -1, and whether it is a reply.
+
+    What a pod sends looks like one of the entry's two tuples, for each is as its sender wrote it;
+    what it gets looks like the other one, turned round.
+    """
+    found, reply = np.full(len(keys), -1), np.zeros(len(keys), bool)
+    if not len(entries):
+        return found, reply
+    protocol = entries["orig"]["protocol"]
+    sides = [_ends(entries[name]) for name in ("orig", "reply")]
+    sent = [_way(*side, protocol) for side in sides]
+    got = [_way(*side[::-1], protocol) for side in sides[::-1]]
+    for forms, rows in (
+        (sent, np.flatnonzero(keys["direction"] == _EGRESS)),
+        (got, np.flatnonzero(keys["direction"] > _EGRESS)),
+    ):
+        wanted = _way(ends[0][rows], ends[1][rows], keys["tuple"]["protocol"][rows])
+        at = _last_of(np.concatenate(forms), wanted)
+        found[rows] = np.where(at >= 0, at % len(entries), -1)
+        reply[rows] = at >= len(entries)
+    return found, reply
+
+
+def _flow_ids(
+    flow: np.ndarray, ends: tuple[Hashes, Hashes], entries: np.ndarray, entry: Rows
+) -> Hashes:
+    """(n,): from the connection as its opener wrote it, and its zone; never 0."""
+    both, zone = ends[0] + ends[1], np.zeros(len(flow), np.uint64)
+    rows = np.flatnonzero(entry >= 0)
+    if len(rows):
+        source, destination = _ends(entries["orig"])
+        both[rows] = (source + destination)[entry[rows]]
+        zone[rows] = entries["zone"][entry[rows]]
+    mixed = _mixed(both + (flow["protocol"] + zone * np.uint64(256)) * _PRIMES[0])
+    return np.asarray(mixed >> np.uint64(64 - _EXACT_BITS) | np.uint64(1))
+
+
+def _sum_transits(keys: np.ndarray, details: Details) -> tuple[Rows, np.ndarray]:
+    """(n,) index of each flow's transits, or -1, and (u,) those, summed."""
+    index = np.full(len(keys), -1)
+    if not len(details.transits):
+        return index, details.transits
+    codes = [
+        _mixed(_codes(some)) ^ (some["netns"].astype(np.uint64) << _HALF | some["ifindex"])
+        for some in (keys, details.transit_keys)
+    ]
+    row = _last_of(*codes)
+    rows, number = np.unique(row[row >= 0], return_inverse=True)
+    told = details.transits[row >= 0]
+    sums = np.zeros(len(rows), told.dtype)
+    for name in ("sum_ns", "buckets"):
+        np.add.at(sums[name], number.ravel(), told[name])
+    np.maximum.at(sums["max_ns"], number.ravel(), told["max_ns"])
+    index[rows] = np.arange(len(rows))
+    return index, sums
+
+
+def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> Rows:
     """(n,) nanoseconds from SYN to SYN-ACK, of the flow either way; 0: one of them is not there.
 
     `keys` is (n,) flow_key, each once; `syn_ns` the first segment with SYN of each, or 0.
@@ -41,15 +216,13 @@ def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> NDArray[np.uint64]:
     rows = np.flatnonzero(syn_ns)
     if not len(rows):
         return found
-    source, destination = ends(keys["tuple"][rows])
+    source, destination = _ends(keys["tuple"][rows])
     place = keys["netns"][rows].astype(np.uint64) << _HALF | keys["ifindex"][rows]
     pair = source + destination ^ place * _PRIMES[0]
     order = np.argsort(pair, kind="stable")
     one, other = order[:-1], order[1:]
     both = (pair[one] == pair[other]) & (source[one] == destination[other])
-    both &= (place[one] == place[other]) & (
-        keys["direction"][rows[one]] != keys["direction"][rows[other]]
-    )
+    both &= keys["direction"][rows[one]] != keys["direction"][rows[other]]
     one, other = rows[one[both]], rows[other[both]]
     first, second = syn_ns[one], syn_ns[other]
     found[one] = found[other] = np.maximum(first, second) - np.minimum(first, second)

@@ -39,7 +39,10 @@ GROUPS = {
     if FIELDS.keys() >= set(fields)
 }
 """What `--aggregate` has names for; `service` from when flows tell Services on."""
-_SUMS = ("packets", "bytes", "tcp.retransmits", "tcp.resets", "tcp.zero_windows", "count")
+_SUMS = (
+    "packets", "bytes", "tcp.retransmits", "tcp.resets", "tcp.zero_windows", "transit.count",
+    "transit.sum_ns", "count",
+)  # fmt: skip
 _EARLIEST, _LATEST = ("time",), ("end_time",)
 _FLAGS = "tcp.flags"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracer.analysis.flows import sum_flows
+from tracer.layout import layout
 from tracer.wall_time import NS_PER_S
 
 
@@ -32,6 +33,11 @@ class FlowCache:
     def __len__(self) -> int:
         """How many flows wait."""
         return 0 if self._keys is None else len(self._keys)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(n,) flow_key: those that wait."""
+        return np.zeros(0, layout().structs["flow_key"]) if self._keys is None else self._keys
 
     def due(
         self, keys: np.ndarray, counts: np.ndarray, now_ns: int, *, everything: bool = False

@@ -5,84 +5,84 @@ Names are looked up once for each place, address and number that occurs, never f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
-from ipaddress import IPv6Address
-from socket import inet_ntoa
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.connections import handshakes_ns
+from tracer.analysis.connections import Details, Linked, link, no_details
 from tracer.analysis.drops import DIRECTIONS, place_fields
+from tracer.analysis.flow_details import connection_columns, detail_columns
+from tracer.analysis.flow_ends import Ends, Pods, distinct_places, named, numbers, spread
 from tracer.analysis.flows import sum_flows
-from tracer.analysis.names import owner_of, pod_at
-from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, network_type, tcp_flags, transport
+from tracer.analysis.packet import tcp_flags
 from tracer.analysis.services import service_columns
-from tracer.flow_table import Column, FlowTable, coded, concat, constant, take
+from tracer.flow_table import Column, FlowTable, concat, constant, take
 from tracer.flow_table import table as as_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from tracer.analysis.drops import Context
-    from tracer.model import ClusterPod, Node, Pod
+    from tracer.model import Node
 
 Numbers = np.ndarray
 _EGRESS, _INGRESS = 1, 2
-_ICMP, _TCP, _ICMPV6 = 1, 6, 58
-_NS_PER_US = np.uint64(1000)
-_MAPPED = np.frombuffer(bytes(10) + b"\xff\xff", np.uint32)
-"""The three words before an IPv4 address (RFC 4291 2.5.5.2)."""
-
-
+_TCP = 6
 TABLE_ROWS = 1 << 14
 """Flows told in one table: of a million all columns at once would take half a gigabyte."""
 
 
-def flow_tables(keys: Numbers, counts: Numbers, context: Context) -> Iterator[FlowTable]:
+def flow_tables(
+    keys: Numbers, counts: Numbers, context: Context, details: Details | None = None
+) -> Iterator[FlowTable]:
     """Packets that crossed pod devices: `keys` (n,) flow_key, `counts` (n,) flow_count, in rows.
 
     Rows of one flow are summed; earliest first, in tables of up to TABLE_ROWS.
     """
+    details = details or no_details()
     keys, totals = sum_flows(keys, counts)
-    handshakes = handshakes_ns(keys, totals["syn_ns"])
+    linked = link(keys, totals["syn_ns"], details)
     order = np.argsort(totals["first_ns"], kind="stable")
-    pods = _Pods(context.node)
+    pods = Pods(context.node)
     for at in range(0, len(order), TABLE_ROWS):
         rows = order[at : at + TABLE_ROWS]
-        yield _flow_table(keys[rows], totals[rows], handshakes[rows], context, pods)
+        columns = _flow_columns(keys[rows], totals[rows], linked.at(rows), context, pods, details)
+        yield as_table(len(rows), columns)
 
 
-def flow_table(keys: Numbers, counts: Numbers, context: Context) -> FlowTable:
-    """All of `flow_tables` in one."""
-    return concat(list(flow_tables(keys, counts, context)))
-
-
-def _flow_table(
-    keys: Numbers, totals: Numbers, handshakes: Numbers, context: Context, pods: _Pods
+def flow_table(
+    keys: Numbers, counts: Numbers, context: Context, details: Details | None = None
 ) -> FlowTable:
-    ends = _Ends(keys["tuple"])
+    """All of `flow_tables` in one."""
+    return concat(list(flow_tables(keys, counts, context, details)))
+
+
+def _flow_columns(
+    keys: Numbers,
+    totals: Numbers,
+    linked: Linked,
+    context: Context,
+    pods: Pods,
+    details: Details,
+) -> dict[str, Column]:
+    ends = Ends(keys["tuple"])
     charged = pods.at_places(keys)
     unplaced = charged < 0
     charged[unplaced] = pods.by_address(ends)[ends.source[unplaced]]
-    flags = _named(totals["tcp_flags"], tcp_flags, (keys["tuple"]["protocol"] == _TCP) & ends.ip)
-    columns = _common(keys, context, pods, charged, keys["direction"], ends)
-    columns |= {
+    flags = named(totals["tcp_flags"], tcp_flags, (keys["tuple"]["protocol"] == _TCP) & ends.ip)
+    return {
+        **_common(keys, context, pods, charged, keys["direction"], ends),
+        **connection_columns(details.entries, linked, ends, pods, context.node),
+        **detail_columns(totals, linked, ends),
         **_times(_wall_ns(totals["first_ns"], context), _wall_ns(totals["last_ns"], context)),
         "verdict": constant("forwarded", len(keys)),
         "packets": Column(totals["packets"]),
         "bytes": Column(totals["bytes"]),
         "tcp.flags": flags,
-        "dscp": _if_any(np.where(ends.ip, totals["dscp"], 0)),
-        "tcp.retransmits": _if_any(totals["retransmits"]),
-        "tcp.resets": _if_any(totals["resets"]),
-        "tcp.zero_windows": _if_any(totals["zero_windows"]),
-        "tcp.rtt_ns": _if_any(totals["rtt_us"].astype(np.uint64) * _NS_PER_US),
-        "tcp.handshake_ns": _if_any(handshakes),
     }
+<<<<<<< ours
     asker = pods.namespaces(charged, keys["netns"])
     columns |= _dns(asker, ends, (totals["first_ns"], totals["last_ns"]), context)
     return as_table(len(keys), columns)
@@ -91,6 +91,8 @@ def _flow_table(
 def _if_any(values: NDArray[np.unsignedinteger]) -> Column:
     """Numbers that are absent where they are 0."""
     return Column(values, None, values > 0)
+=======
+>>>>>>> theirs
 
 
 def drop_table(
@@ -102,8 +104,8 @@ def drop_table(
     Drops in the node's own namespace that concern no pod are left out.
     """
     flow = keys["flow"]
-    ends = _Ends(flow["tuple"])
-    pods = _Pods(context.node)
+    ends = Ends(flow["tuple"])
+    pods = Pods(context.node)
     charged = pods.at_places(flow)
     unplaced = charged < 0
     end = np.where(flow["direction"] == _INGRESS, ends.goal, ends.source)
@@ -117,8 +119,9 @@ def drop_table(
         "verdict": constant("dropped", len(keys)),
         "packets": Column(counts["packets"].sum(axis=1)),
         "bytes": Column(counts["bytes"].sum(axis=1)),
-        "drop.reason": _named(keys["reason"], context.reason),
-        "drop.location": _named(keys["location"], context.symbol),
+        **service_columns(ends.flow, ends.addresses, (ends.goal, ends.source), context.node),
+        "drop.reason": named(keys["reason"], context.reason),
+        "drop.location": named(keys["location"], context.symbol),
     }
     now_ns = np.full(len(keys), interval_ns[1] - context.wall_offset_ns)
     columns |= _dns(pods.namespaces(charged, flow["netns"]), ends, (now_ns, now_ns), context)
@@ -130,7 +133,7 @@ def other_table(
     keys: Numbers, packets: Numbers, sizes: Numbers, context: Context, now_ns: int
 ) -> FlowTable:
     """What found no room in the flow map, summed by pod device: `keys` (n,) flow_other_key."""
-    pods = _Pods(context.node)
+    pods = Pods(context.node)
     columns = _common(keys, context, pods, pods.at_places(keys), keys["direction"])
     columns |= {
         **_times(np.full(len(keys), now_ns), np.full(len(keys), now_ns)),
@@ -145,29 +148,26 @@ def other_table(
 def _common(
     places: Numbers,
     context: Context,
-    pods: _Pods,
+    pods: Pods,
     charged: NDArray[np.int64],
     direction: NDArray[np.generic],
-    ends: _Ends | None = None,
+    ends: Ends | None = None,
 ) -> dict[str, Column]:
     """What every record has: the pod, its device, and where known the packet and both ends."""
     columns = {
         "type": constant("flow", len(places)),
-        "direction": _named(direction, lambda value: DIRECTIONS.get(value, "")),
+        "direction": named(direction, lambda value: DIRECTIONS.get(value, "")),
         "k8s.node.name": constant(context.node.name, len(places)),
         **pods.columns("k8s.pod.namespace", "k8s.pod.name", "k8s.owner", charged),
         **_places(places, context.node),
     }
     if ends is None:
         return columns | _end_columns(pods, charged, direction, None)
-    columns |= ends.columns() | _end_columns(pods, charged, direction, ends)
-    return columns | service_columns(
-        ends.flow, ends.addresses, (ends.goal, ends.source), context.node
-    )
+    return columns | ends.columns() | _end_columns(pods, charged, direction, ends)
 
 
 def _end_columns(
-    pods: _Pods, charged: NDArray[np.int64], direction: NDArray[np.generic], ends: _Ends | None
+    pods: Pods, charged: NDArray[np.int64], direction: NDArray[np.generic], ends: Ends | None
 ) -> dict[str, Column]:
     """The pods at both ends: the charged one by direction, others by address."""
     nobody = np.full(len(charged), -1)
@@ -207,45 +207,16 @@ def _wall_ns(boot_ns: Numbers, context: Context) -> NDArray[np.int64]:
     return np.asarray(times + offset[np.searchsorted(until, times, side="right")])
 
 
-def _named(
-    values: NDArray[np.generic],
-    name: Callable[[int], str],
-    where: NDArray[np.bool_] | None = None,
-) -> Column:
-    """Numbers of few kinds as their names; absent where the name is empty or not `where`."""
-    distinct, code = np.unique(values, return_inverse=True)
-    column = _spread([name(value) for value in distinct.tolist()], code.ravel())
-    if where is not None:
-        column.values[~where] = -1
-    return column
-
-
-def _spread(names: Sequence[str | None], code: NDArray[np.generic]) -> Column:
-    """`names[code]` as a column; code -1 is absent."""
-    named = coded(names)
-    return Column(np.append(named.values, np.int32(-1))[code], named.words)
-
-
-def _numbers(values: NDArray[np.generic], held: NDArray[np.bool_]) -> Column:
-    return Column(values, None, None if held.all() else held)
-
-
-def _distinct_places(keys: Numbers) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-    """Each (netns, ifindex) once, and which of them each row has."""
-    both = keys["netns"].astype(np.uint64) << np.uint64(32) | keys["ifindex"]
-    distinct, code = np.unique(both, return_inverse=True)
-    return [(one >> 32, one & 0xFFFFFFFF) for one in distinct.tolist()], code.ravel()
-
-
 def _places(keys: Numbers, node: Node) -> dict[str, Column]:
     """Where on the node: device and network namespace."""
-    distinct, code = _distinct_places(keys)
+    distinct, code = distinct_places(keys)
     fields = [place_fields(node, *place) for place in distinct]
     names = "interface.name", "netns.name"
-    columns = {name: _spread([one.get(name) for one in fields], code) for name in names}
+    columns = {name: spread([one.get(name) for one in fields], code) for name in names}
     for name, column in (("interface.index", "ifindex"), ("netns", "netns")):
-        columns[name] = _numbers(keys[column], keys[column] > 0)
+        columns[name] = numbers(keys[column], keys[column] > 0)
     return columns
+<<<<<<< ours
 
 
 @dataclass(frozen=True)
@@ -389,3 +360,5 @@ class _Pods:
             name: Column(np.append(of.values, np.int32(-1))[pods], of.words)
             for name, of in zip(names, self._names, strict=True)
         }
+=======
+>>>>>>> theirs

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.connections import Details, added, no_details, wanted_by
 from tracer.analysis.flow_aggregate import aggregate, grouping
 from tracer.analysis.flow_cache import FlowCache, Timeouts
 from tracer.analysis.flow_columns import drop_table, flow_tables, other_table
@@ -136,6 +137,7 @@ class Flows:
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
         self._held = self._flows.turn()
+        self._details = no_details()
         self._begin_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._unpaired: frozenset[tuple[int, int]] = frozenset()
         self.follow_devices()
@@ -149,6 +151,7 @@ class Flows:
         """
         start_s = time.monotonic()
         flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
+        details = added(self._details, Details(*self._flows.turn_details()))
         flows = self._hold_unnamed(*flows, last=last)
         self.read_dns(last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -158,11 +161,12 @@ class Flows:
         self._begin_ns = now_ns
         self.packets += int(flows[1]["packets"].sum()) + int(other[1].sum())
         tables = chain(
-            flow_tables(*flows, context),
+            flow_tables(*flows, context, self._placed(details)),
             [drop_table(*drops, context, interval_ns)],
             [other_table(*other, context, interval_ns[1])],
         )
         self._write_tables(tables, context.node, start_s)
+<<<<<<< ours
         own = self._dns.losses() if self._dns else {}
         for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
@@ -171,6 +175,20 @@ class Flows:
         """Learn the names that pods have been told since the last call."""
         if self._dns:
             self._dns.read(last=last)
+=======
+        self._details = wanted_by(details, self._waiting_keys())
+        for source, count in self._session.new_losses().items():
+            self._sink.lost(source, count)
+
+    def _placed(self, details: Details) -> Details:
+        """With keys at the pods' ends of pairs, as those of the flows."""
+        keys, _ = at_pods(details.transit_keys, self._session.inventory.node)
+        return replace(details, transit_keys=keys)
+
+    def _waiting_keys(self) -> np.ndarray:
+        """Of all flows that are counted and not told."""
+        return np.concatenate((self._held[0], self._waiting.keys))
+>>>>>>> theirs
 
     def _write_tables(self, tables: Iterable[FlowTable], node: Node, start_s: float) -> None:
         """Write what is wanted of one interval, table by table: all at once would be large."""

@@ -86,11 +86,13 @@ class FlowCounts:
         # out of it meanwhile goes into the maps that are read now or next.
         self._cpus.update(bytes(4), state.tobytes())
         rows = [_rows(*self._ipv4.turn()), _rows(*self._other.turn())]
-        self._connections.turn()
-        self._transits.turn()
         rows.append(self._empty_half(filled))
         keys = [_widened(keys) if keys.dtype != rows[1][0].dtype else keys for keys, _ in rows]
         return np.concatenate(keys), np.concatenate([counts for _, counts in rows])
+
+    def turn_details(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(conntrack entries (m,), keys (t,) flow_key and values (t,) flow_transit) since then."""
+        return self._connections.turn()[1], *self._transits.turn()
 
     def _empty_half(self, half: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and clear one generation of the cache."""

@@ -1,37 +1,188 @@
-"""Flows that are one connection find each other."""
+"""Flows that are one connection find each other, and what the kernel told of it."""
 
 import numpy as np
+import pytest
 
 from tracer.analysis.addresses import address_bytes
-from tracer.analysis.connections import handshakes_ns
+from tracer.analysis.connections import (
+    Details,
+    added,
+    handshakes_ns,
+    link,
+    no_details,
+    wanted_by,
+)
+from tracer.analysis.drops import Context
+from tracer.analysis.flow_columns import flow_table
+from tracer.flow_table import records
 from tracer.layout import layout
+from tracer.model import Node, Pod
+
+STRUCTS = layout().structs
+A, B, VIP, NODE_ADDRESS = "10.244.0.5", "10.244.0.6", "10.96.0.10", "10.244.0.1"
+OUT, IN = 1, 2
+TCP, ICMP = 6, 1
+
+
+def fill(flow, source, destination, sport, dport, protocol=TCP):
+    flow["ethertype"], flow["protocol"] = 0x0800, protocol
+    flow["saddr"] = np.frombuffer(address_bytes(source), np.uint8)
+    flow["daddr"] = np.frombuffer(address_bytes(destination), np.uint8)
+    flow["sport"], flow["dport"] = sport, dport
 
 
 def keys_of(*flows):
-    """(netns, direction, source, destination, sport, dport) each."""
-    keys = np.zeros(len(flows), layout().structs["flow_key"])
-    for key, (netns, direction, source, destination, sport, dport) in zip(keys, flows, strict=True):
+    """(netns, direction, source, destination, sport, dport[, protocol]) each."""
+    keys = np.zeros(len(flows), STRUCTS["flow_key"])
+    for key, (netns, direction, *flow) in zip(keys, flows, strict=True):
         key["netns"], key["direction"], key["ifindex"] = netns, direction, 2
-        key["tuple"]["ethertype"], key["tuple"]["protocol"] = 0x0800, 6
-        key["tuple"]["saddr"] = np.frombuffer(address_bytes(source), np.uint8)
-        key["tuple"]["daddr"] = np.frombuffer(address_bytes(destination), np.uint8)
-        key["tuple"]["sport"], key["tuple"]["dport"] = sport, dport
+        fill(key["tuple"], *flow)
     return keys
 
 
-A, B = "10.244.0.5", "10.244.0.6"
+def entry_of(orig, reply, **fields):
+    """A conntrack entry, as a row."""
+    entry = np.zeros(1, STRUCTS["conntrack"])
+    fill(entry["orig"][0], *orig)
+    fill(entry["reply"][0], *reply)
+    for name, value in {"present": 1, **fields}.items():
+        entry[name] = value
+    return entry
+
+
+def details_of(*entries):
+    nothing = no_details()
+    return Details(np.concatenate(entries), nothing.transit_keys, nothing.transits)
+
+
+def linked(keys, details):
+    return link(keys, np.zeros(len(keys), np.uint64), details)
+
+
+TO_SERVICE = entry_of((A, VIP, 4000, 80), (B, NODE_ADDRESS, 8080, 61000), zone=3, mark=9)
+ALL_SIDES = (
+    (7, OUT, A, VIP, 4000, 80),
+    (8, IN, NODE_ADDRESS, B, 61000, 8080),
+    (8, OUT, B, NODE_ADDRESS, 8080, 61000),
+    (7, IN, VIP, A, 80, 4000),
+)
+
+
+def test_an_entry_is_found_from_all_four_sides():
+    other = keys_of(
+        (7, OUT, A, VIP, 4001, 80), (8, OUT, A, VIP, 80, 4000), (7, 0, A, VIP, 4000, 80)
+    )
+    keys = np.concatenate((keys_of(*ALL_SIDES), other))
+    found = linked(keys, details_of(TO_SERVICE))
+    assert found.entry.tolist() == [0, 0, 0, 0, -1, -1, -1]
+    assert found.reply.tolist()[:4] == [False, False, True, True]
+    assert len(set(found.flow_id.tolist()[:4])) == 1
+
+
+@pytest.mark.parametrize("netns", [7, 8])
+def test_a_number_is_the_same_with_and_without_an_entry(netns):
+    """Where there is neither NAT nor a zone."""
+    keys = keys_of((netns, OUT, A, B, 4000, 80), (netns, IN, B, A, 80, 4000))
+    plain = linked(keys, no_details()).flow_id
+    known = linked(keys, details_of(entry_of((B, A, 80, 4000), (A, B, 4000, 80)))).flow_id
+    zoned = linked(keys, details_of(entry_of((A, B, 4000, 80), (B, A, 80, 4000), zone=1))).flow_id
+    assert plain[0] == plain[1] == known[0] == known[1] != zoned[0] == zoned[1]
+
+
+def test_numbers_differ_and_stay():
+    """Files of other nodes and of other days are joined by them."""
+    keys = keys_of(
+        (7, OUT, A, B, 4000, 80),
+        (7, OUT, A, B, 4001, 80),
+        (7, OUT, A, B, 4000, 80, 17),
+        (7, OUT, B, A, 4000, 80),
+    )
+    numbers = linked(keys, no_details()).flow_id
+    assert numbers.tolist() == [
+        6840141551074553, 3083089757982877, 4065351266644421, 4967962097338875,
+    ]  # fmt: skip
+    assert max(numbers) < 1 << 53
+
+
+def test_echoes_are_one_connection():
+    asked, told = (A, VIP, 8, 0, ICMP), (B, A, 0, 0, ICMP)
+    keys = keys_of((7, OUT, *asked), (8, IN, A, B, 8, 0, ICMP), (8, OUT, *told))
+    found = linked(keys, details_of(entry_of(asked, told)))
+    assert found.entry.tolist() == [0, 0, 0]
+    assert found.reply.tolist() == [False, False, True]
+
+
+def test_the_newest_entry_wins_and_only_those_of_waiting_flows_stay():
+    before = entry_of((A, VIP, 4000, 80), (B, NODE_ADDRESS, 8080, 61000), mark=1)
+    other = entry_of((A, VIP, 4001, 80), (B, NODE_ADDRESS, 8080, 61001))
+    both = added(details_of(before, other), details_of(TO_SERVICE))
+    keys = keys_of(ALL_SIDES[1])
+    assert both.entries["mark"][linked(keys, both).entry].tolist() == [9]
+    assert wanted_by(both, keys).entries["mark"].tolist() == [9]
+    assert len(wanted_by(both, keys_of()).entries) == 0
+
+
+def transit_of(keys, *rows):
+    """(sum, maximum, {bucket: count}) each."""
+    transits = np.zeros(len(rows), STRUCTS["flow_transit"])
+    for transit, (sum_ns, max_ns, buckets) in zip(transits, rows, strict=True):
+        transit["sum_ns"], transit["max_ns"] = sum_ns, max_ns
+        for bucket, count in buckets.items():
+            transit["buckets"][bucket] = count
+    return Details(np.zeros(0, STRUCTS["conntrack"]), keys, transits)
+
+
+def test_transits_are_summed_by_flow_and_place():
+    keys = keys_of((8, IN, A, B, 1, 2), (9, IN, A, B, 1, 2), (8, IN, A, B, 1, 3))
+    told = transit_of(keys[[0, 0, 1]], (3000, 2000, {10: 2}), (5000, 5000, {12: 1}), (1, 1, {0: 1}))
+    found = linked(keys, told)
+    assert found.transit.tolist() == [0, 1, -1]
+    assert found.transits["sum_ns"].tolist() == [8000, 1]
+    assert found.transits["max_ns"].tolist() == [5000, 1]
+    assert wanted_by(told, keys[2:]).transits.tolist() == []
+    assert len(wanted_by(told, keys[:1]).transits) == 3
+
+
+def test_all_of_it_is_in_the_records():
+    pods = {
+        "a": Pod("a", "shop", "web-1", 7, addresses=(A,)),
+        "b": Pod("b", "shop", "db-0", 8, addresses=(B,)),
+    }
+    by_address = {A: "a", B: "b"}
+    node = Node("n1", 1, pods=pods, pod_by_netns={7: "a", 8: "b"}, pod_by_address=by_address)
+    keys = np.concatenate((keys_of(*ALL_SIDES), keys_of((7, OUT, A, B, 1, 2, 17))))
+    counts = np.zeros(len(keys), STRUCTS["flow_count"])
+    counts["packets"], counts["first_ns"] = 1, range(1, 6)
+    TO_SERVICE["tcp_state"] = 3
+    told = transit_of(keys[1:2], (5000, 4000, {10: 1, 11: 1}))
+    told = added(told, details_of(TO_SERVICE))
+    *tracked, plain = records(flow_table(keys, counts, Context(node, {}, str, 0), told))
+    expected = {
+        "k8s.client.pod.name": "web-1", "k8s.backend.pod.name": "db-0",
+        "client.address": A, "client.port": 4000, "service.address": VIP, "service.port": 80,
+        "nat.src.address": NODE_ADDRESS, "nat.src.port": 61000,
+        "nat.dst.address": B, "nat.dst.port": 8080,
+        "conntrack.state": "established", "conntrack.tcp.state": "ESTABLISHED",
+        "conntrack.zone": 3, "conntrack.mark": 9,
+    }  # fmt: skip
+    for record in tracked:
+        assert record.items() >= expected.items()
+    assert [r["conntrack.direction"] for r in tracked] == ["original"] * 2 + ["reply"] * 2
+    assert (tracked[1]["transit.count"], tracked[1]["transit.histogram"]) == (2, "1024:1,2048:1")
+    begins = ("conntrack", "nat", "client", "k8s.client", "k8s.backend", "service", "transit")
+    assert not [name for name in plain if name.startswith(begins)]
 
 
 def test_syn_and_its_answer_are_a_handshake_at_each_device():
     keys = keys_of(
-        (7, 1, A, B, 4000, 80),
-        (7, 2, B, A, 80, 4000),
-        (8, 2, A, B, 4000, 80),
-        (8, 1, B, A, 80, 4000),
-        (7, 1, A, B, 4001, 80),
-        (7, 2, B, A, 81, 4001),
-        (7, 1, A, B, 4002, 80),
-        (7, 2, B, A, 80, 4002),
+        (7, OUT, A, B, 4000, 80),
+        (7, IN, B, A, 80, 4000),
+        (8, IN, A, B, 4000, 80),
+        (8, OUT, B, A, 80, 4000),
+        (7, OUT, A, B, 4001, 80),
+        (7, IN, B, A, 81, 4001),
+        (7, OUT, A, B, 4002, 80),
+        (7, IN, B, A, 80, 4002),
     )
     syn_ns = np.array([100, 150, 110, 130, 200, 210, 300, 0], np.uint64)
     assert handshakes_ns(keys, syn_ns).tolist() == [50, 50, 20, 20, 0, 0, 0, 0]
@@ -40,8 +191,8 @@ def test_syn_and_its_answer_are_a_handshake_at_each_device():
 def test_many_connections_keep_theirs():
     rng = np.random.default_rng(5)
     ports = rng.permutation(60000)[:2000].tolist()
-    there = keys_of(*((7, 1, A, B, port, 80) for port in ports))
-    back = keys_of(*((7, 2, B, A, 80, port) for port in ports))
+    there = keys_of(*((7, OUT, A, B, port, 80) for port in ports))
+    back = keys_of(*((7, IN, B, A, 80, port) for port in ports))
     keys = np.concatenate((there, back))
     begin = rng.integers(1, 10**9, 2000).astype(np.uint64)
     syn_ns = np.concatenate((begin, begin + np.arange(1, 2001, dtype=np.uint64)))
@@ -49,8 +200,9 @@ def test_many_connections_keep_theirs():
     found = np.empty(len(keys), np.uint64)
     found[mixed] = handshakes_ns(keys[mixed], syn_ns[mixed])
     assert found.tolist() == [*range(1, 2001)] * 2
+    assert len(set(linked(keys, no_details()).flow_id.tolist())) == 2000
 
 
 def test_no_connection_opened_is_no_handshake():
-    assert handshakes_ns(keys_of((7, 1, A, B, 1, 2)), np.zeros(1, np.uint64)).tolist() == [0]
+    assert handshakes_ns(keys_of((7, OUT, A, B, 1, 2)), np.zeros(1, np.uint64)).tolist() == [0]
     assert len(handshakes_ns(keys_of(), np.zeros(0, np.uint64))) == 0
