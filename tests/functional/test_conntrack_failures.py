@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import namespaces, wire
+from lab import invalid, namespaces, wire
 from lab.queue import queue
 from lab.rules import iptables, nft
 from lab.shell import until
@@ -64,42 +64,20 @@ def test_early_drop(routed, router):
     assert count_of(done.records, "new") + told.get("table-full", 0) == sent
 
 
-def out_of_window(routed, port):
-    """A handshake by hand, then seven segments far beyond the window that was offered."""
-    left, right, silent = routed.left, routed.right, f"tcp dport {port} drop"
-
-    def segment(src, dst, flags, sequence):
-        packet = wire.tcp(src.ip4, dst.ip4, (port, port), flags=flags, sequence=sequence)
-        return wire.ip(src.ip4, dst.ip4, socket.IPPROTO_TCP, packet)
-
-    # Neither end's kernel knows of the connection: it would reset it.
-    with (
-        nft(left.where, "inet", "prerouting", silent),
-        nft(right.where, "inet", "prerouting", silent),
-    ):
-        wire.send(left.where, segment(left, right, wire.SYN, 1))
-        wire.send(right.where, segment(right, left, wire.SYN | wire.ACK, 2))
-        wire.send(left.where, segment(left, right, wire.ACK, 0x40000000), COUNT)
+CAUSES = (
+    invalid.no_entry,
+    invalid.no_request,
+    invalid.out_of_window,
+    invalid.no_syn,
+    invalid.bad_flags,
+    invalid.bad_checksum,
+    invalid.bad_tcp_checksum,
+)
 
 
-def no_entry(routed, port):
-    """Seven resets of a connection that nobody knows."""
-    left, right = routed.left, routed.right
-    segment = wire.tcp(left.ip4, right.ip4, (port, port), flags=wire.RST)
-    wire.send(left.where, wire.ip(left.ip4, right.ip4, socket.IPPROTO_TCP, segment), COUNT)
-
-
-def bad_checksum(routed, port):
-    """Seven datagrams whose checksum is wrong."""
-    left, right = routed.left, routed.right
-    datagram = wire.udp(left.ip4, right.ip4, (port, port), bytes(32), spoil=1)
-    wire.send(left.where, wire.ip(left.ip4, right.ip4, socket.IPPROTO_UDP, datagram), COUNT)
-
-
-@pytest.mark.parametrize("provoke", [out_of_window, no_entry, bad_checksum])
+@pytest.mark.parametrize("provoke", CAUSES)
 def test_invalid(routed, router, provoke):
-    with following(router) as live:
-        provoke(routed, new_port())
+    with following(router) as live, provoke(routed, new_port()):
         done = live.stop()
     assert failures(done.records) == {"invalid": COUNT}
 
@@ -186,26 +164,40 @@ def test_every_birth_and_death_of_short_connections():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_why_packets_are_invalid_where_the_kernel_is_told_to_say_it(routed, router):
+@pytest.mark.parametrize(
+    ("provoke", "meaning"),
+    [
+        (invalid.no_entry, "belongs to no connection"),
+        (invalid.no_request, "belongs to no connection"),
+        (invalid.out_of_window, "beyond the window"),
+        (invalid.bad_flags, "flags contradict"),
+        (invalid.bad_checksum, "checksum"),
+        (invalid.bad_tcp_checksum, "checksum"),
+    ],
+)
+def test_why_packets_are_invalid_where_the_kernel_is_told_to_say_it(
+    routed, router, provoke, meaning
+):
     """With nf_conntrack_log_invalid its own words are shown; tracer never sets it."""
     node, port = namespaces.node(), new_port()
     before = node.sysctl("netfilter/nf_log_all_netns", 1)
     router.sysctl("netfilter/nf_conntrack_log_invalid", 255)
     try:
-        with following(router, "tcp", "port", str(port)) as live:
-            no_entry(routed, port)
-            out_of_window(routed, port + 1)
-            until(lambda: "invalid" in {r["type"] for r in live.records()}, "the kernel's log")
+        with following(router, "port", str(port)) as live:
+            for each in (port + 1, port):  # the first is not chosen
+                with provoke(routed, each):
+                    pass
+            told = lambda: [r for r in live.records() if r["type"] == "invalid"]  # noqa: E731
+            until(lambda: len(told()) >= COUNT, "the kernel's log")
             done = live.stop()
     finally:
         router.sysctl("netfilter/nf_conntrack_log_invalid", 0)
         node.sysctl("netfilter/nf_log_all_netns", before)
-    told = [record for record in done.records if record["type"] == "invalid"]
-    assert len(told) == COUNT  # those of the other port are not chosen
-    for record in told:
+    found = [record for record in done.records if record["type"] == "invalid"]
+    assert len(found) == COUNT
+    for record in found:
         assert record["src.address"] == routed.left.ip4
         assert record["dst.port"] == port
-        assert record["tcp.flags"] == "RST"
         assert record["why"]
-        assert "belongs to no connection" in record["explanation"]
+        assert meaning in record["explanation"], record
     assert router.sysctl("netfilter/nf_conntrack_log_invalid") == "0"

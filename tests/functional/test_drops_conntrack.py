@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from lab import wire
+from lab import invalid, wire
 from lab.expect import NETFILTER, at, place, say, tcp, udp
 from lab.queue import queue
 from lab.rules import iptables, nft
@@ -60,20 +60,25 @@ def test_insert_failed(routed, router, watch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "why"),
+    ("provoke", "why"),
     [
-        (wire.RST, "no connection that it resets"),
-        (wire.SYN | wire.ACK, "has not seen the syn"),
+        (invalid.no_entry, "no connection that it resets"),
+        (invalid.no_request, "has not seen the syn"),
+        (invalid.out_of_window, "outside of its window"),
+        (invalid.no_syn, "without a syn"),
+        (invalid.bad_flags, "flags contradict"),
+        (invalid.bad_checksum, "checksum is wrong"),
+        (invalid.bad_tcp_checksum, "checksum is wrong"),
     ],
 )
-def test_invalid(routed, router, watch, flags, why):
+def test_invalid(routed, router, watch, provoke, why):
+    """The kernel does not say why: it is inferred from packet and settings, and told as such."""
     port, left, right = new_port(), routed.left, routed.right
-    segment = wire.tcp(left.ip4, right.ip4, (port, port), flags=flags)
-    packet = wire.ip(left.ip4, right.ip4, socket.IPPROTO_TCP, segment)
-    with nft(router, "ip", "forward", f"tcp dport {port} ct state invalid drop", priority=1):
-        wire.send(left.where, packet, COUNT)
-        found = watch.expect(COUNT, tcp(left.ip4, right.ip4, port))
-    say(found, NETFILTER | place(router), "ct state invalid", why)
+    rule = f"th dport {port} ct state invalid drop"
+    with nft(router, "ip", "forward", rule, priority=1), provoke(routed, port) as transport:
+        about = {"udp": udp, "tcp": tcp}[transport](left.ip4, right.ip4, port)
+        found = watch.expect(COUNT, about | place(router))
+    say(found, NETFILTER | place(router), "ct state invalid", "perhaps", why)
 
 
 def test_a_rule_is_not_taken_for_conntrack(routed, router, watch):

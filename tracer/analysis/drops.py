@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tracer.analysis import checksum
 from tracer.analysis.conntrack import conntrack_fields
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.netfilter import netfilter_place
@@ -151,6 +152,10 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     if event["mark"]:
         record["mark"] = int(event["mark"])
     record.update(conntrack_fields(event["ct"]))
+    network = packet_bytes[layout().constants["L2_BYTES"] :]
+    # Only there it explains anything, and only of a whole packet it can be told.
+    if "netfilter.hook" in record and not event["ct"]["present"] and len(network) == event["bytes"]:
+        record |= {"transport.checksum": "wrong"} if checksum.is_wrong(network) else {}
     record.update(service_fields(node, record))
     if with_stack:
         record["drop.stack"] = stack

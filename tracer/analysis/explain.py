@@ -36,6 +36,9 @@ _RULES = (
 )
 """The first that fits wins."""
 
+_NONE: Mapping[str, str] = {}
+_ANSWERED = ("tcp", "icmp", "icmpv6")
+"""Protocols of which a first packet is told from others."""
 _AFTER_CONNTRACK = ("INPUT", "FORWARD", "POSTROUTING")
 _NODE = "node"
 
@@ -53,7 +56,7 @@ def explain(record: Record, evidence: Mapping[str, str]) -> Explanation:
 
     Sysctls that could not be read may be missing from `evidence`.
     """
-    rule, values = _rule(record, evidence), words(record)
+    rule, values = _rule(record, evidence), words(record, evidence)
     sentence = rule.sentence.format_map(values)
     names = _sysctls(rule, record, values)
     proof = [f"{name} is {evidence[name]}" for name in names if name in evidence]
@@ -68,11 +71,12 @@ def wanted_evidence(record: Record) -> tuple[str, ...]:
     A device's name in them is one path component under /proc/sys, dots and all.
     """
     rules = _fitting(record)
+    asked = rules_conntrack.asked_of(record) if _may_be_invalid(record) else ()
     if not any(rule.evidence for rule in rules):
-        return ()
+        return asked
     values = words(record)
     names = (name for rule in rules for name in _sysctls(rule, record, values))
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys((*names, *asked)))
 
 
 def _sysctls(rule: Rule, record: Record, values: Mapping[str, str]) -> tuple[str, ...]:
@@ -80,7 +84,7 @@ def _sysctls(rule: Rule, record: Record, values: Mapping[str, str]) -> tuple[str
     return tuple(name.format_map(values) for name in rule.evidence if device or "{iif}" not in name)
 
 
-def words(record: Record) -> Mapping[str, str]:
+def words(record: Record, evidence: Mapping[str, str] = _NONE) -> Mapping[str, str]:
     """The names that a rule's texts may use, in words where the record does not know."""
     device = record.get("interface.name")
     where = _where(record)
@@ -102,7 +106,7 @@ def words(record: Record) -> Mapping[str, str]:
         "Device": device or "Its device",
         "where": where,
         "host": where.partition(" ")[2],
-        "ct_hint": _conntrack_hint(record),
+        "ct_hint": _conntrack_hint(record, evidence),
     }
 
 
@@ -118,13 +122,18 @@ def _where(record: Record) -> str:
     return "on this host"
 
 
-def _conntrack_hint(record: Record) -> str:
+def _may_be_invalid(record: Record) -> bool:
     """Conntrack makes an entry for all but what it finds invalid, once it runs."""
     opens = record.get("transport") == "tcp" and record.get("tcp.flags") == "SYN"
     after = record.get("netfilter.hook") in _AFTER_CONNTRACK and "conntrack.state" not in record
-    if not after or opens or record.get("transport") not in ("tcp", "icmp", "icmpv6"):
+    is_wrong = record.get("transport.checksum") == "wrong"
+    return after and (is_wrong or (not opens and record.get("transport") in _ANSWERED))
+
+
+def _conntrack_hint(record: Record, evidence: Mapping[str, str]) -> str:
+    if not _may_be_invalid(record):
         return ""
-    why = rules_conntrack.why_invalid(record)
+    why = rules_conntrack.why_invalid(record, evidence)
     return (
         "; it has no conntrack entry, so a `ct state invalid` or `untracked` rule would match:"
         f" perhaps {why}"

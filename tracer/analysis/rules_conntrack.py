@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tracer.model import Record
 
 COUNT, MAX = "net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"
+LOOSE = "net.netfilter.nf_conntrack_tcp_loose"
+"""Whether conntrack takes up connections whose beginning it has not seen."""
 FULL = 0.95
 """Of the limit: entries go on ending between the drop and our look."""
 _HOOK = {
@@ -65,16 +67,34 @@ RULES = (
 )
 
 
-def why_invalid(record: Record) -> str:
-    """What makes conntrack call a packet without an entry invalid, in words; may be empty."""
-    transport, flags = record.get("transport"), record.get("tcp.flags", "").split(",")
-    if transport != "tcp":
+def asked_of(record: Record) -> tuple[str, ...]:
+    """Sysctls that tell more of why conntrack may call a packet invalid."""
+    in_the_middle = record.get("transport") == "tcp" and not {"RST", "SYN"} & _flags(record)
+    return (LOOSE,) if in_the_middle else ()
+
+
+def why_invalid(record: Record, evidence: Mapping[str, str]) -> str:
+    """What makes conntrack call a packet without an entry invalid, in words.
+
+    The kernel does not tell: it is worked out from the packet, and from `asked_of`.
+    """
+    if record.get("transport.checksum") == "wrong":
+        return "its checksum is wrong"
+    if record.get("transport") != "tcp":
         return "conntrack knows no connection that it answers"
+    return _why_segment(_flags(record), is_loose=evidence.get(LOOSE) != "0")
+
+
+def _why_segment(flags: set[str], *, is_loose: bool) -> str:
+    if not flags or ("SYN" in flags and flags & {"FIN", "RST"}):
+        return "its TCP flags contradict each other"
     if "RST" in flags:
         return "conntrack knows no connection that it resets"
     if "SYN" in flags:
         return "conntrack has not seen the SYN that it answers: does the other way pass here?"
-    return (
-        "to conntrack it is outside of its window, has a wrong checksum, or came without a SYN"
-        " (net.netfilter.nf_conntrack_tcp_loose=0)"
-    )
+    window = "to conntrack it is outside of its window, or does not fit its connection's state"
+    return window if is_loose else f"it came without a SYN ({LOOSE} is 0), or {window}"
+
+
+def _flags(record: Record) -> set[str]:
+    return set(record.get("tcp.flags", "").split(",")) - {""}

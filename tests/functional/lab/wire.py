@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lab.namespaces import Namespace
 
 SCTP = 132
-SYN, RST, ACK = 2, 4, 16
+FIN, SYN, RST, ACK = 1, 2, 4, 16
 UNASSIGNED_PROTOCOL = 253
 """Reserved for experiments: nobody listens."""
 
@@ -49,10 +49,17 @@ def udp(src: str, dst: str, ports: tuple[int, int], payload: bytes, spoil: int =
 
 
 def tcp(
-    src: str, dst: str, ports: tuple[int, int], flags: int, sequence: int = 1, spoil: int = 0
+    src: str,
+    dst: str,
+    ports: tuple[int, int],
+    flags: int,
+    sequence: int = 1,
+    spoil: int = 0,
+    ack: int | None = None,
 ) -> bytes:
     """A TCP segment without payload."""
-    body = struct.pack("!HHIIBBHHH", *ports, sequence, sequence, 5 << 4, flags, 8192, 0, 0)
+    numbers = sequence, sequence if ack is None else ack
+    body = struct.pack("!HHIIBBHHH", *ports, *numbers, 5 << 4, flags, 8192, 0, 0)
     right = checksum(_pseudo_header(src, dst, socket.IPPROTO_TCP, 20) + body)
     return body[:16] + struct.pack("!H", (right + spoil) & 0xFFFF) + body[18:]
 
