@@ -115,7 +115,7 @@ static __always_inline int locate(int typed, const struct sk_buff *skb, const st
 {
 	struct net_device *dev = LOAD(skb->dev);
 	struct sock *sk = rx_sk ?: LOAD(skb->sk);
-	struct place place = {};
+	struct place place = {}, route = route_place(skb);
 	int has_device = device_place(dev, &place);
 	__u32 iif = LOAD(skb->skb_iif);
 
@@ -130,12 +130,14 @@ static __always_inline int locate(int typed, const struct sk_buff *skb, const st
 	} else if (has_device) {
 		bpf_probe_read_kernel_str(event->ifname, IFNAME_BYTES, dev->name);
 	} else {
-		place.netns = route_netns(skb) ?: socket_netns(sk);
+		/* Neither device nor receiver is left. */
+		place.netns = route.netns ?: socket_netns(sk);
 		place.ifindex = iif;
 	}
 	event->netns = place.netns;
 	event->ifindex = place.ifindex;
 	event->iif = iif;
+	event->out_ifindex = route.netns == place.netns ? route.ifindex : 0;
 	event->cgroup_id = socket_cgroup(sk);
 	return 1;
 }

@@ -57,7 +57,7 @@ struct conntrack {
 	__u32 status; /* enum ip_conntrack_status bits */
 	__u32 mark;
 	__u16 zone;
-	__u8 info; /* enum ip_conntrack_info */
+	__u8 info; /* enum ip_conntrack_info; it may be untracked without an entry */
 	__u8 tcp_state; /* enum tcp_conntrack */
 	__u32 present; /* 0: the packet had none */
 };
@@ -78,7 +78,7 @@ struct drop_event {
 	__u16 captured_bytes; /* valid bytes in packet */
 	__u8 direction; /* enum direction, by known pod addresses */
 	__u8 has_mac; /* 1: packet begins with the Ethernet header it really had */
-	__u32 pad;
+	__u32 out_ifindex; /* the device that its route chose in netns; 0: none, or not known */
 	char ifname[16];
 	__u8 pod_address[16]; /* the known pod address of the packet or its connection, or zero */
 	struct tuple tuple;

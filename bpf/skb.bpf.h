@@ -129,13 +129,15 @@ static __always_inline __u32 socket_netns(const struct sock *sk)
 	return sk ? net_inode(READ(sk->__sk_common.skc_net.net)) : 0;
 }
 
-/* The namespace of the route, where neither device nor socket is left. */
-static __always_inline __u32 route_netns(const struct sk_buff *skb)
+/* The device that the route of a packet chose; all zero without one. */
+static __always_inline struct place route_place(const struct sk_buff *skb)
 {
 	struct dst_entry *dst = (void *)(READ(skb->_skb_refdst) & ~1UL);
 	struct net_device *dev = dst ? READ(dst->dev) : NULL;
 	struct place place = {};
-	return device_place(dev, &place) ? place.netns : 0;
+
+	device_place(dev, &place);
+	return place;
 }
 
 static __always_inline __u64 socket_cgroup(const struct sock *sk)
@@ -364,10 +366,10 @@ static __always_inline void read_conntrack(__u64 nfct, struct conntrack *to)
 {
 	struct nf_conn *ct = (void *)(nfct & NFCT_PTRMASK);
 
+	to->info = nfct & ~NFCT_PTRMASK;
 	if (!ct)
 		return;
 	to->present = 1;
-	to->info = nfct & ~NFCT_PTRMASK;
 	to->status = READ(ct->status);
 #ifdef HAS_nf_conn__mark
 	to->mark = READ(ct->mark);

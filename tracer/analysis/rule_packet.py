@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tracer.analysis.conntrack import conntrack_fields
+from tracer.analysis.conntrack import UNTRACKED_INFO, conntrack_fields
 from tracer.analysis.packet import TCP_FLAGS, parse
 from tracer.analysis.ruleset.model import Conntrack, Host, Packet, Tuple
 from tracer.layout import layout
@@ -27,7 +27,7 @@ def packet_at(event: np.void, record: Record, node: Node) -> Packet:
 
     A rule may have changed what it was when it entered the hook; nothing tells that.
     """
-    return _packet(event, record, _devices(event, record, node), _conntrack(record))
+    return _packet(event, record, _devices(event, record, node), _conntrack(event["ct"]))
 
 
 def packet_in_hop(
@@ -39,7 +39,7 @@ def packet_in_hop(
     """
     data = row["packet"].tobytes()[: int(row["captured_bytes"])]
     record = parse(int(row["tuple"]["ethertype"]), data[layout().constants["L2_BYTES"] :])
-    ct = _conntrack(conntrack_fields((row if tracked is None else tracked)["ct"]))
+    ct = _conntrack((row if tracked is None else tracked)["ct"])
     if tracked is not None and ct.status is not None and "confirmed" not in ct.status:
         # The first packet of a connection: what NAT does in this hook is not done yet.
         ct = replace(ct, status=ct.status - _NAT_BITS)
@@ -88,16 +88,29 @@ def host_of(node: Node, netns: int) -> Host:
 def _devices(event: np.void, record: Record, node: Node) -> tuple[str | None, str | None]:
     """Input and output device by the hook; None where the drop does not tell."""
     here, hook = record.get("interface.name"), record.get("netfilter.hook", "")
-    came = node.devices.get((int(event["netns"]), int(event["iif"])))
+    netns = int(event["netns"])
+    came = node.devices.get((netns, int(event["iif"])))
+    bridge = _bridge_of(node, netns, int(event["ifindex"]))
+    if bridge and hook in ("FORWARD", "POSTROUTING"):
+        # br_netfilter shows a bridged packet to rules as if the bridge had routed it.
+        return bridge if hook == "FORWARD" else None, bridge
     if hook in ("PREROUTING", "INPUT", "INGRESS"):
         return here, ""
     if hook == "FORWARD":
-        return here or (came.name if came else None), None
+        goes = node.devices.get((netns, int(event["out_ifindex"])))
+        return here or (came.name if came else None), goes.name if goes else None
     if hook == "OUTPUT":
         return "", here
     if hook == "POSTROUTING":
         return (came.name if came else "" if not event["iif"] else None), here
     return None, None
+
+
+def _bridge_of(node: Node, netns: int, ifindex: int) -> str:
+    """Name of the bridge that a device is a port of; empty where it is none."""
+    port = node.devices.get((netns, ifindex))
+    bridge = node.devices.get((netns, port.master)) if port and port.master else None
+    return bridge.name if bridge and bridge.kind == "bridge" else ""
 
 
 def _tcp_flags(record: Record) -> int | None:
@@ -115,8 +128,8 @@ def _dscp(family: str, network: bytes) -> int | None:
     return None
 
 
-def _conntrack(record: Record) -> Conntrack:
-    if "conntrack.state" in record:
+def _conntrack(entry: np.void) -> Conntrack:
+    if record := conntrack_fields(entry):
         status = record["conntrack.status"]
         return Conntrack(
             state=record["conntrack.state"],
@@ -127,8 +140,10 @@ def _conntrack(record: Record) -> Conntrack:
             original=_tuple(record, "orig"),
             reply=_tuple(record, "reply"),
         )
-    # Rules that look for an entry and find none take the packet for invalid, whatever the cause.
-    return Conntrack(state="invalid")
+    # Rules that look for an entry and find none take the packet for invalid, whatever the cause;
+    # but for what is not to be tracked, as neighbour discovery is.
+    untracked = int(entry["info"]) == UNTRACKED_INFO
+    return Conntrack(state="untracked" if untracked else "invalid")
 
 
 def _tuple(record: Record, way: str) -> Tuple:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tracer.inventory.namespaces import run_in
 from tracer.inventory.sysctl import netns_path
-from tracer.netfilter import nfnl, nft_table, nft_trace
+from tracer.netfilter import nfnl, nft_table, nft_trace, rule_programs
 from tracer.netfilter.nft_table import Match, Wanted
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TraceTables:
     def __init__(self, selection: PodSelection, matches: Sequence[Match]) -> None:
         """Trace packets of the selected pods, if any are selected, that fit one of `matches`."""
         self._selection, self._matches = selection, tuple(matches)
-        self._name = f"tracer-{os.getpid()}"
+        self._name = f"{rule_programs.OWN}{os.getpid()}"
         self._places: dict[int, _Place] = {}
         self._refused: dict[int, str] = {}
         self._told: set[str] = set()

@@ -18,6 +18,8 @@ from tracer.netfilter import nfnl, nft_table
 TIMEOUT_S = 60.0
 MANY_RULES = 5000
 """Of iptables-nft: nft takes many times as long as iptables-save to list so many, and says less."""
+OWN = "tracer-"
+"""How the names of our own tables begin, which trace packets and decide nothing."""
 _NET = Path("/proc/thread-self/net")
 """/proc/net would be the namespace of the process, not of this thread."""
 _LEGACY = {
@@ -54,6 +56,8 @@ def list_rules() -> Printed:
         texts["nft"] = _without(warnings, known)
     else:
         texts["nft"] = _run(warnings, "nft", "-a", "-j", "list", "ruleset")
+        if not _is_whole(texts["nft"]):
+            texts["nft"] = _without(warnings, set())
     for name, (tables, program) in _LEGACY.items():
         texts[name] = _run(warnings, program, "-c") if _listed(tables) else ""
     if any("--match-set" in texts[name] for name in (*_XT_NFT, *_LEGACY)):
@@ -66,15 +70,27 @@ def _tables(save: str) -> list[str]:
 
 
 def _without(warnings: list[str], known: set[tuple[str, str]]) -> str:
-    """nft's JSON of all tables but the known ones."""
-    parts = []
+    """nft's JSON of all tables but the known ones; it breaks off if one of them did."""
+    parts, end = [], "]}"
     with nfnl.open_socket() as sock:
         tables = nft_table.tables(sock)
     for family, table in tables:
         if (family, table) not in known:
             text = _run(warnings, "nft", "-a", "-j", "list", "table", family, table)
-            parts.append(text[text.find("[") + 1 : text.rfind("]")])
-    return '{"nftables": [' + ", ".join(filter(None, parts)) + "]}"
+            if _is_whole(text):
+                parts.append(text[text.find("[") + 1 : text.rfind("]")])
+            elif not table.startswith(OWN):
+                end = ""
+    return '{"nftables": [' + ", ".join(filter(None, parts)) + end
+
+
+def _is_whole(text: str) -> bool:
+    """Whether nft's JSON came to its end.
+
+    nft 1.0.6 prints other memory for the flags of a table, as our own has, and stops where that
+    is no text: all tables behind it would be missing.
+    """
+    return not text.strip() or text.rstrip().endswith("]}")
 
 
 def _listed(tables: str) -> bool:

@@ -439,6 +439,17 @@ def test_calicos_end_of_tier(known):
     )
 
 
+def test_calicos_rules_in_the_systems_chains():
+    rule = (
+        '-A FORWARD -m comment --comment "cali:S93hcgKJrXEqnTfs" -m comment --comment'
+        ' "Policy explicitly accepted packet." -m mark --mark 0x10000/0x10000 -j ACCEPT'
+    )
+    ruleset = saved("filter", rule)
+    found = RuleObjects(ruleset, NODE).of(only(ruleset, "filter", "FORWARD"))
+    assert (found.owner, found.does) == ("calico", "accepted")
+    assert found.sentence == "Accepted by Calico: Policy explicitly accepted packet."
+
+
 def test_calicos_other_rules():
     ruleset = saved("filter", *CALICO, NAMED)
     device = calico_device("shop", "client")
@@ -530,6 +541,10 @@ def test_calicos_other_rules():
          "it keeps its bridge networks apart"),
         ("nat", "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", "docker",
          "masqueraded", "Masqueraded by Docker"),
+        ("nat", ("-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination"
+         " 172.17.0.2:80"), "docker", "sent to another destination",
+         "172.17.0.2:80 publishes the port"),
+        ("filter", "-A DOCKER-USER -p tcp -j DROP", "docker", "dropped", "the administrator's"),
     ],
 )  # fmt: skip
 def test_networks_and_masquerade(table, rule, owner, does, says):

@@ -1,13 +1,17 @@
 """Traces and readings as the fields of a record."""
 
+import numpy as np
 import pytest
 
 from tracer.analysis.objects import RuleObject
 from tracer.analysis.rule_fields import INFERRED, TRACED, object_fields, rule_fields
 from tracer.analysis.rule_infer import lethal_verdicts
+from tracer.analysis.rule_packet import packet_at
 from tracer.analysis.rule_trace import knows, rejects, traced_end
 from tracer.analysis.ruleset.model import Body, Conntrack, Host, Packet, Rule
 from tracer.analysis.ruleset.read import Reader, Texts
+from tracer.layout import layout
+from tracer.model import Device, Node
 from tracer.sinks.text import rule_line
 
 SAVE = """*filter
@@ -121,3 +125,38 @@ def test_the_rule_in_one_line():
     inferred = {"netfilter.rule": "tcp dport 1 drop", "netfilter.rule_source": "inferred"}
     assert rule_line(inferred) == "rule: tcp dport 1 drop (inferred)"
     assert rule_line({}) == ""
+
+
+def dropped(hook, **fields):
+    """The packet of a drop in namespace 7, by ports of a bridge or devices of their own."""
+    devices = [Device(7, 1, "br0", "bridge"), Device(7, 2, "port", "veth", master=1),
+               Device(7, 3, "left", "veth"), Device(7, 4, "right", "veth")]  # fmt: skip
+    node = Node("node1", 1, devices={one.key: one for one in devices})
+    event = np.zeros(1, layout().structs["drop_event"])[0]
+    for name, value in {"netns": 7, **fields}.items():
+        event[name] = value
+    here = node.devices[7, int(event["ifindex"])].name
+    return packet_at(event, {"interface.name": here, "netfilter.hook": hook}, node)
+
+
+@pytest.mark.parametrize(
+    ("hook", "fields", "devices"),
+    [
+        ("FORWARD", {"ifindex": 3, "iif": 3, "out_ifindex": 4}, ("left", "right")),
+        ("FORWARD", {"ifindex": 3, "iif": 3}, ("left", None)),
+        ("FORWARD", {"ifindex": 2, "iif": 1}, ("br0", "br0")),
+        ("POSTROUTING", {"ifindex": 2, "iif": 1}, (None, "br0")),
+        ("POSTROUTING", {"ifindex": 4, "iif": 3, "out_ifindex": 4}, ("left", "right")),
+        ("INPUT", {"ifindex": 3, "iif": 3, "out_ifindex": 1}, ("left", "")),
+    ],
+)
+def test_devices_as_rules_see_them(hook, fields, devices):
+    found = dropped(hook, **fields)
+    assert (found.iif, found.oif) == devices
+
+
+@pytest.mark.parametrize(("info", "state"), [(0, "invalid"), (7, "untracked")])
+def test_what_is_not_to_be_tracked_is_not_invalid(info, state):
+    entry = np.zeros(1, layout().structs["conntrack"])[0]
+    entry["info"] = info
+    assert dropped("INPUT", ifindex=3, ct=entry).ct.state == state

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _OWNER = "calico"
 # nftables mode keeps all in one table and puts what was the table's name before the chain's.
 _CHAIN = re.compile(r"(?:(?:raw|mangle|nat|filter)-)?(?P<chain>cali-.*)")
+_HASH = re.compile(r"cali:[A-Za-z0-9_-]{16}")
+"""The comment of every rule of its own, those in the chains of the system too."""
 _ENDPOINT = re.compile(r"cali-(?P<way>tw|fw|th|fh|thfw|fhfw)-(?P<device>.+)")
 _POLICY_CHAIN = re.compile(r"cali-(?P<kind>pi|po|pri|pro|gi|go)-(?P<identity>.+)")
 _POLICY_JUMP = re.compile(
@@ -49,9 +51,9 @@ _OWN = (
 def answer(question: Question) -> RuleObject | None:
     """What Calico says with this rule; None if it is not its own."""
     found = _CHAIN.fullmatch(question.rule.chain)
-    if not found:
+    if not found and not any(map(_HASH.fullmatch, question.comments)):
         return None
-    chain = found["chain"]
+    chain = found["chain"] if found else ""
     if policy := _POLICY_CHAIN.fullmatch(chain):
         return _policy(question, policy)
     endpoint = _ENDPOINT.fullmatch(chain)
@@ -63,7 +65,7 @@ def answer(question: Question) -> RuleObject | None:
     for word, does, why in _OWN:
         if word in question.rule.text or word == chain:
             return RuleObject(_OWNER, does=does, sentence=f"{done} by Calico: {why}.")
-    comment = " ".join(one for one in question.comments if not one.startswith("cali:"))
+    comment = " ".join(one for one in question.comments if not _HASH.fullmatch(one)).rstrip(".")
     why = f": {comment}" if comment else ""
     return RuleObject(
         _OWNER, does=question.action or "passed on", sentence=f"{done} by Calico{why}."

@@ -112,14 +112,25 @@ def _plain(question: Question, program: _Program) -> RuleObject:
     if program.owner == "kube-network-policies":
         does = "judged in user space"
         why = "a program judges NetworkPolicies there, and its verdict is what counts"
-    elif not why and program.owner == "docker" and question.action == "dropped":
-        why = "it keeps its bridge networks apart and its containers' ports closed"
+    elif not why and program.owner == "docker":
+        why = _docker(question)
     why = why or _MEANING.get(question.action, "")
     pod = question.around.pod_at(question.packet.saddr if question.packet else None)
     whose = f", packet of pod {pod}" if pod else ""
     action = question.action or "passed on"
     sentence = f"{action.capitalize()} by {program.label}{whose}{f': {why}' if why else ''}."
     return RuleObject(program.owner, "network", does=does, sentence=sentence)
+
+
+def _docker(question: Question) -> str:
+    """Why Docker has the rule: its rules bear no comments."""
+    rule = question.rule
+    if rule.chain == "DOCKER-USER":
+        return "a rule of the administrator's, in the chain that it has for them"
+    if question.action == "dropped":
+        return "it keeps its bridge networks apart and its containers' ports closed"
+    published = re.search(r"--to-destination (\S+)|dnat (?:ip6? )?to (\S+)", rule.text)
+    return f"{published[1] or published[2]} publishes the port" if published else ""
 
 
 _MEANING = {
