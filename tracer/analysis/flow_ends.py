@@ -179,6 +179,12 @@ class Pods:
             self.__dict__.pop("_names", None)
         return self._number[pod.key]
 
+    def namespaces(self, charged: NDArray[np.int64], places: Numbers) -> Numbers:
+        """(n,): network namespace of the charged pod, without one that of the place."""
+        own = [getattr(pod, "netns", None) or 0 for pod in self._pods]
+        found = np.array([*own, 0], np.int64)[charged]
+        return np.where(found > 0, found, places)
+
     def owns(
         self, ends: Ends, charged: NDArray[np.int64], address: NDArray[np.int64]
     ) -> NDArray[np.bool_]:

@@ -166,7 +166,7 @@ class Flows:
             [other_table(*other, context, interval_ns[1])],
         )
         self._write_tables(tables, context.node, start_s)
-<<<<<<< ours
+        self._details = wanted_by(details, self._waiting_keys())
         own = self._dns.losses() if self._dns else {}
         for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
@@ -175,10 +175,6 @@ class Flows:
         """Learn the names that pods have been told since the last call."""
         if self._dns:
             self._dns.read(last=last)
-=======
-        self._details = wanted_by(details, self._waiting_keys())
-        for source, count in self._session.new_losses().items():
-            self._sink.lost(source, count)
 
     def _placed(self, details: Details) -> Details:
         """With keys at the pods' ends of pairs, as those of the flows."""
@@ -188,7 +184,6 @@ class Flows:
     def _waiting_keys(self) -> np.ndarray:
         """Of all flows that are counted and not told."""
         return np.concatenate((self._held[0], self._waiting.keys))
->>>>>>> theirs
 
     def _write_tables(self, tables: Iterable[FlowTable], node: Node, start_s: float) -> None:
         """Write what is wanted of one interval, table by table: all at once would be large."""
