@@ -202,7 +202,7 @@ struct flow_count {
 	__u32 tick; /* jiffies of last_ns */
 	__u8 tcp_flags; /* OR of all flags seen */
 	__u8 dscp; /* as of last_ns */
-	__u16 pad;
+	__u16 sample_rate; /* one packet of so many was counted, for all of them; 0: each */
 	__u64 first_ns; /* CLOCK_BOOTTIME */
 	__u64 last_ns; /* at most one tick (jiffy) before the true last packet */
 	__u64 syn_ns; /* first segment with SYN; 0: none */
@@ -219,6 +219,8 @@ struct flow_cpu {
 	__u32 armed_tick; /* jiffies of that: one packet a tick */
 	__u32 armed_bytes;
 	__u32 generation; /* of the flow maps; user space counts it up */
+	__u32 sample_rate; /* count one packet of so many; 0 and 1: each */
+	__u32 skip; /* so many more are not counted */
 	__u32 pad;
 };
 

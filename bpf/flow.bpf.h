@@ -46,12 +46,16 @@ static __always_inline void count_packet(int typed, struct flow_count *count,
 		count->tick = tick;
 		look_closer(typed, count, at);
 	}
-	count->packets += 1;
-	count->bytes += at->bytes;
+	count->packets += weight(at);
+	count->bytes += (__u64)at->bytes * weight(at);
+#ifdef SAMPLE_FLOWS
+	if (weight(at) > count->sample_rate)
+		count->sample_rate = weight(at);
+#endif
 	if (at->tcp) {
 		count->tcp_flags |= at->tcp;
 		if (!(at->tcp & (TCP_WINDOW | TCP_SYN | TCP_RST)))
-			count->zero_windows += 1;
+			count->zero_windows += weight(at);
 	}
 }
 
@@ -80,6 +84,10 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 		count->rtt_us = cached->count.rtt_us;
 	count->last_ns = cached->count.last_ns;
 	count->dscp = cached->count.dscp;
+#ifdef SAMPLE_FLOWS
+	if (cached->count.sample_rate > count->sample_rate)
+		count->sample_rate = cached->count.sample_rate;
+#endif
 	count->packets += cached->count.packets;
 	count->bytes += cached->count.bytes;
 	count->tcp_flags |= cached->count.tcp_flags;
@@ -124,7 +132,7 @@ static __always_inline void count_any(int typed, struct flow_key *flow, const st
 	if (count)
 		count_packet(typed, count, at);
 	else
-		count_other(&other, 1, at->bytes);
+		count_other(&other, weight(at), (__u64)at->bytes * weight(at));
 }
 
 /* Does a device of the node lead into another namespace, as the node's end of a veth does? */
@@ -205,6 +213,8 @@ static __always_inline void flow_xmit(int typed, const struct sk_buff *skb,
 		.direction = DIRECTION_EGRESS,
 	};
 
+	if (is_skipped())
+		return;
 	if (at.place.netns == NODE_NETNS) {
 		if (!is_pair(dev, at.place.ifindex))
 			return;
@@ -228,7 +238,7 @@ static __always_inline void flow_receive(int typed, const struct sk_buff *skb,
 		.direction = DIRECTION_INGRESS,
 	};
 
-	if (at.place.netns == NODE_NETNS || !unpaired_places.lookup(&at.place))
+	if (at.place.netns == NODE_NETNS || !unpaired_places.lookup(&at.place) || is_skipped())
 		return;
 	at.head = LOAD(skb->head);
 	/* The network header is not set yet; data stands where it will be. */

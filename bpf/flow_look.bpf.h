@@ -28,6 +28,35 @@ struct crossing {
 	struct flow_cpu *cpu;
 };
 
+/* How many packets the one that is counted stands for. */
+static __always_inline __u32 weight(const struct crossing *at)
+{
+#ifdef SAMPLE_FLOWS
+	return at->cpu->sample_rate ?: 1;
+#else
+	return 1;
+#endif
+}
+
+/* Whether this is a packet for which another one is counted. */
+static __always_inline int is_skipped(void)
+{
+#ifdef SAMPLE_FLOWS
+	int slot = 0;
+	struct flow_cpu *cpu = flow_cpu.lookup(&slot);
+
+	if (!cpu || cpu->sample_rate <= 1)
+		return 0;
+	if (cpu->skip) {
+		cpu->skip -= 1;
+		return 1;
+	}
+	/* On average one less than the rate; random, to follow no rhythm of the traffic. */
+	cpu->skip = bpf_get_prandom_u32() % (2 * cpu->sample_rate - 1);
+#endif
+	return 0;
+}
+
 /* The flow of any packet, with addresses of 16 bytes. */
 static __always_inline void read_key(int typed, struct crossing *at, __u16 protocol,
 				     __u32 linear_bytes, struct flow_key *key)
@@ -120,7 +149,7 @@ static __always_inline void look_closer(int typed, struct flow_count *count,
 	if (at->tcp & TCP_SYN && !count->syn_ns)
 		count->syn_ns = count->last_ns;
 	if (at->tcp & TCP_RST)
-		count->resets += 1;
+		count->resets += weight(at);
 	if (at->place.netns == NODE_NETNS) {
 		tell_connection(typed, at);
 		return;

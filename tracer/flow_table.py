@@ -73,6 +73,7 @@ COLUMNS = (
     Field("icmp.code", "u1", "of the same"),
     Field("packets", "u8", "how many"),
     Field("bytes", "u8", "from the network header on"),
+    Field("sample.rate", "u2", "one packet in so many was counted, for all; absent: each was"),
     Field("dscp", "u1", "differentiated services, of the last packet looked at; absent: 0"),
     Field("tcp.flags", TEXT, "all that were seen: `SYN,ACK`"),
     Field("tcp.retransmits", "u8", "`egress`: how many the pod's TCP sent again; absent: 0"),

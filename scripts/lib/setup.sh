@@ -59,6 +59,7 @@ needs_benchmark="
   command:ip                    iproute2                    iproute
   command:sysctl                procps                      procps-ng
   command:iptables-restore      iptables                    iptables-nft
+  command:nft                   nftables                    nftables
   command:tcpdump               tcpdump                     tcpdump
   command:bpftrace              bpftrace                    bpftrace
 "

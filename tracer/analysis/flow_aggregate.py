@@ -43,7 +43,7 @@ _SUMS = (
     "packets", "bytes", "tcp.retransmits", "tcp.resets", "tcp.zero_windows", "transit.count",
     "transit.sum_ns", "count",
 )  # fmt: skip
-_EARLIEST, _LATEST = ("time",), ("end_time",)
+_EARLIEST, _LATEST = ("time",), ("end_time", "sample.rate")
 _FLAGS = "tcp.flags"
 
 

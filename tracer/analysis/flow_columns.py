@@ -82,6 +82,7 @@ def _flow_columns(
         "verdict": constant("forwarded", len(keys)),
         "packets": Column(totals["packets"]),
         "bytes": Column(totals["bytes"]),
+        "sample.rate": numbers(totals["sample_rate"], totals["sample_rate"] > 1),
         "tcp.flags": flags,
     }
 
@@ -121,10 +122,16 @@ def drop_table(
 
 
 def other_table(
-    keys: Numbers, packets: Numbers, sizes: Numbers, context: Context, now_ns: int
+    keys: Numbers,
+    packets: Numbers,
+    sizes: Numbers,
+    context: Context,
+    now_ns: int,
+    sample_rate: int = 1,
 ) -> FlowTable:
     """What found no room in the flow map, summed by pod device: `keys` (n,) flow_other_key."""
     pods = Pods(context.node)
+    rates = np.full(len(keys), sample_rate, np.uint16)
     columns = _common(keys, context, pods, pods.at_places(keys), keys["direction"])
     columns |= {
         **_times(np.full(len(keys), now_ns), np.full(len(keys), now_ns)),
@@ -132,6 +139,7 @@ def other_table(
         "flow.other": Column(np.ones(len(keys), bool)),
         "packets": Column(packets),
         "bytes": Column(sizes),
+        "sample.rate": numbers(rates, rates > 1),
     }
     return as_table(len(keys), columns)
 

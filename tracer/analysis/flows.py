@@ -31,6 +31,8 @@ def sum_flows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
     for name in ("resets", "zero_windows", "retransmits"):
         rows = np.flatnonzero(counts[name])
         np.add.at(sums[name], flow[rows], counts[name][rows])
+    rows = np.flatnonzero(counts["sample_rate"])
+    np.maximum.at(sums["sample_rate"], flow[rows], counts["sample_rate"][rows])
     _earliest("syn_ns", sums, flow, counts)
     for name in ("dscp", "rtt_us"):
         _latest(name, sums, flow, counts)

@@ -75,7 +75,11 @@ def open_metrics(args: argparse.Namespace) -> Metrics | None:
 
 
 def health(
-    session: Session, waiting: Mapping[str, int], flows_live: int, thrown_away: int
+    session: Session,
+    waiting: Mapping[str, int],
+    flows_live: int,
+    thrown_away: int,
+    sample_rate: int,
 ) -> Health:
     """How a run is; while it lasts, from any thread."""
     from tracer.metrics.exporter import Health  # noqa: PLC0415 - optional
@@ -88,6 +92,7 @@ def health(
         waiting=waiting,
         flows_live=flows_live,
         thrown_away=thrown_away,
+        sample_rate=sample_rate,
     )
 
 

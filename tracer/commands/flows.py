@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from tracer.analysis.flow_columns import drop_table, flow_tables, other_table
 from tracer.analysis.flow_filter import Lists, parse_lists
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
 from tracer.commands import flow_options, options
+from tracer.commands.flow_budget import Budget, add_budget
 from tracer.commands.flow_metrics import Metrics, add_metrics, health, open_metrics
 from tracer.errors import ExitCode
 from tracer.flow_table import concat, take
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flow_options.add_counting(parser)
     flow_options.add_output(parser)
     add_metrics(parser)
+    add_budget(parser)
     options.add_run_options(parser)
 
 
@@ -84,6 +86,8 @@ def _program(args: argparse.Namespace) -> Program:
         defines["SELECT_PODS"] = ""
     if args.dns:
         defines["WITH_DNS"] = ""
+    if args.max_cpu:
+        defines["SAMPLE_FLOWS"] = ""
     hooks = tuple(hook.name for hook in hooks_of("flows"))
     return Program(hooks, defines, deferred=("dev-rx",), attach=options.attach_ways(args))
 
@@ -127,10 +131,11 @@ class Flows:
         wanted: Wanted,
         metrics: Metrics | None = None,
         dns: DnsAnswers | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """Start counting; DNS names come from `dns`."""
+        """Start counting; DNS names come from `dns`, and how many packets count from `budget`."""
         self._dns, self.tick_s = dns, dns.tick_s if dns else float("inf")
-        self._metrics, self.live = metrics, 0
+        self._metrics, self._budget, self.live = metrics, budget, 0
         self._session, self._sink, self._wanted = session, sink, wanted
         self._waiting = FlowCache(wanted.timeouts, wanted.most_held)
         self._flows = FlowCounts(session.loaded)
@@ -149,7 +154,9 @@ class Flows:
         Flows of a namespace that nobody has named yet wait for the next call, unless it is the
         `last`: a pod's first packets are often faster than word of the pod.
         """
-        start_s = time.monotonic()
+        start_s, sample_rate = time.monotonic(), self._flows.sample_rate
+        if self._budget:
+            self._flows.sample_rate = self._budget.next()
         flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
         details = added(self._details, Details(*self._flows.turn_details()))
         flows = self._hold_unnamed(*flows, last=last)
@@ -163,7 +170,7 @@ class Flows:
         tables = chain(
             flow_tables(*flows, context, self._placed(details)),
             [drop_table(*drops, context, interval_ns)],
-            [other_table(*other, context, interval_ns[1])],
+            [other_table(*other, context, interval_ns[1], sample_rate)],
         )
         self._write_tables(tables, context.node, start_s)
         self._details = wanted_by(details, self._waiting_keys())
@@ -211,7 +218,8 @@ class Flows:
     def health(self) -> Health:
         """How the run is; from any thread."""
         waiting = {"name": len(self._held[0]), "timeout": len(self._waiting)}
-        return health(self._session, waiting, self.live, self._sink.thrown_away)
+        told = self.live, self._sink.thrown_away, self._flows.sample_rate
+        return health(self._session, waiting, *told)
 
     def _hold_unnamed(
         self, keys: np.ndarray, counts: np.ndarray, *, last: bool
@@ -314,8 +322,12 @@ def run(args: argparse.Namespace) -> ExitCode:
         cluster=options.cluster(args),
     ) as session:
         dns = dns_answers(session) if dns_answers else None
-        flows = Flows(session, sink, wanted, metrics, dns)
-        with metrics.following(flows.health) if metrics else nullcontext():
+        budget = Budget(args.max_cpu, session.loaded.programs) if args.max_cpu else None
+        flows = Flows(session, sink, wanted, metrics, dns, budget)
+        with (
+            closing(budget) if budget else nullcontext(),
+            metrics.following(flows.health) if metrics else nullcontext(),
+        ):
             session.announce(args.ready_file)
             _follow(session, flows, sink, args.interval)
             session.loaded.detach()

@@ -65,6 +65,8 @@ class FlowCounts:
         self._cache = Map(*loaded.maps["flow_cache"], "<u4", structs["cached_flow"])
         self._cpus = Map(*loaded.maps["flow_cpu"], "<u4", structs["flow_cpu"])
         self._slots = self._cache.info.max_entries // 2
+        self.sample_rate = 1
+        """From the next turn on one packet of so many is counted, for all of them."""
         self._generation = 0
         self._ipv4 = Generations(loaded, "flows4", "flow4_key", "flow_count")
         self._other = Generations(loaded, "flows", "flow_key", "flow_count")
@@ -82,6 +84,8 @@ class FlowCounts:
         self._generation += 1
         state = np.zeros(possible_cpus(), layout().structs["flow_cpu"])
         state["generation"] = self._generation & 0xFFFFFFFF
+        state["sample_rate"] = self.sample_rate
+        state["skip"] = _first_skips(self.sample_rate, len(state))
         # Programs that still use the old half are waited for when the maps turn; what these push
         # out of it meanwhile goes into the maps that are read now or next.
         self._cpus.update(bytes(4), state.tobytes())
@@ -103,6 +107,16 @@ class FlowCounts:
         for slot in slots[used]:
             self._cache.update(int(slot).to_bytes(4, sys.byteorder), zeros)
         return _rows(values["key"][used], values["count"][used])
+
+
+def _first_skips(rate: int, cpus: int) -> np.ndarray:
+    """(cpus,): how many packets pass before the first that is counted.
+
+    As if the sampling had gone on for ever: what is left at any moment of a gap of 1 to
+    2 `rate` - 1 packets, all of them as likely (bpf/flow_look.bpf.h).
+    """
+    longest = 2 * rate - 1
+    return (longest * (1 - np.sqrt(np.random.default_rng().random(cpus)))).astype(np.uint32)
 
 
 def _rows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -55,6 +55,8 @@ class Health:
     """Flows that were told apart in the last interval."""
     thrown_away: int = 0
     """Records that found no room on the disk."""
+    sample_rate: int = 1
+    """One packet of so many is counted."""
 
 
 class Exporter(Collector):
@@ -179,6 +181,9 @@ def _of_tracer(health: Health) -> Iterator[Metric]:
         "tracer_records_waiting", "Records that wait, and for what.", "for", health.waiting.items()
     )
     yield GaugeMetricFamily("tracer_flows_live", "Flows of the last interval.", health.flows_live)
+    yield GaugeMetricFamily(
+        "tracer_flow_sample_rate", "One packet of so many is counted, for all.", health.sample_rate
+    )
     yield CounterMetricFamily(
         "tracer_records_thrown_away", "Records without room on the disk.", health.thrown_away
     )

@@ -75,7 +75,7 @@ class Histogram:
 def sums(table: FlowTable, *, dropped: bool) -> Iterator[tuple[Labels, int, int]]:
     """(labels, packets, bytes) of the flows that were `dropped`, or were not.
 
-    Labels are those of `TRAFFIC` or `DROPS`. Sampled packets count as many as they stand for.
+    Labels are those of `TRAFFIC` or `DROPS`.
     """
     if not table.rows or "packets" not in table.columns:
         return
@@ -86,10 +86,9 @@ def sums(table: FlowTable, *, dropped: bool) -> Iterator[tuple[Labels, int, int]
     for column in columns:
         code = code * (len(column.words or ()) + 1) + _codes(column) + 1
     distinct, first, row = np.unique(code[mine], return_index=True, return_inverse=True)
-    rate = _numbers(table, "sample_rate", 1)
     totals = [np.zeros(len(distinct), np.uint64) for _ in range(2)]
     for total, name in zip(totals, ("packets", "bytes"), strict=True):
-        np.add.at(total, row.ravel(), (_numbers(table, name, 0) * rate)[mine])
+        np.add.at(total, row.ravel(), _numbers(table, name, 0)[mine])
     rows = np.flatnonzero(mine)[first]
     for at, packets, size_bytes in zip(
         rows.tolist(), *(one.tolist() for one in totals), strict=True

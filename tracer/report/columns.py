@@ -17,7 +17,6 @@ _TYPES = {
 }
 
 OTHER_COMMANDS = {
-    "sample_rate": "UBIGINT",
     "service.namespace": "VARCHAR",
     "service.name": "VARCHAR",
     "service.address": "VARCHAR",

@@ -1,16 +1,13 @@
 """The questions that `tracer report` asks of the view `flows`; each is SQL that anyone may copy.
 
-Packets of sampled records are multiplied by their `sample_rate`. A packet between two pods whose
-nodes both ran tracer is in two records, one at each end: sums by pod want both, sums by pair of
-ends take the larger.
+A packet between two pods whose nodes both ran tracer is in two records, one at each end: sums by
+pod want both, sums by pair of ends take the larger.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-PACKETS = "(packets * coalesce(sample_rate, 1))"
-BYTES = "(bytes * coalesce(sample_rate, 1))"
 POD = """coalesce(nullif(concat_ws('/', "k8s.pod.namespace", "k8s.pod.name"), ''),
     "netns.name", 'netns ' || netns, '?')"""
 IS_DROP = "(coalesce(verdict, '') = 'dropped' OR coalesce(type, '') = 'drop')"
@@ -52,9 +49,9 @@ OVERVIEW = Summary(
     "no records",
     f"""
 SELECT coalesce("k8s.node.name", '?') AS node, count(*) AS records, min(time) AS first,
-    max(coalesce(end_time, time)) AS last, sum({PACKETS}) {FORWARDED} AS packets,
-    sum({BYTES}) {FORWARDED} AS bytes, sum({PACKETS}) {DROPPED} AS dropped_packets,
-    max(sample_rate) AS sample_rate
+    max(coalesce(end_time, time)) AS last, sum(packets) {FORWARDED} AS packets,
+    sum(bytes) {FORWARDED} AS bytes, sum(packets) {DROPPED} AS dropped_packets,
+    max("sample.rate") AS sample_rate
 FROM flows GROUP BY 1 ORDER BY bytes DESC NULLS LAST, node LIMIT {{top}}
 """,
 )
@@ -67,7 +64,7 @@ TOP_TALKERS = Summary(
     f"""
 WITH sums AS (
     SELECT {POD} AS pod, coalesce(direction, 'egress') AS direction, {IS_DROP} AS is_drop,
-        sum({PACKETS}) AS packets, sum({BYTES}) AS bytes
+        sum(packets) AS packets, sum(bytes) AS bytes
     FROM flows GROUP BY ALL)
 SELECT pod,
     coalesce(sum(bytes) FILTER (direction = 'egress' AND NOT is_drop), 0) AS sent_bytes,
@@ -87,7 +84,7 @@ DROPS = Summary(
     "no drops",
     f"""
 SELECT {POD} AS pod, coalesce("drop.reason", '?') AS reason, {RULE} AS rule,
-    "drop.location" AS location, sum({PACKETS}) AS packets, sum({BYTES}) AS bytes,
+    "drop.location" AS location, sum(packets) AS packets, sum(bytes) AS bytes,
     count(DISTINCT "k8s.node.name") AS nodes, max(coalesce(end_time, time)) AS last
 FROM flows WHERE {IS_DROP}
 GROUP BY ALL ORDER BY packets DESC, pod, reason LIMIT {{top}}
@@ -100,7 +97,7 @@ REASONS = Summary(
     "All dropped packets by the kernel's reason.",
     "no drops",
     f"""
-SELECT coalesce("drop.reason", '?') AS reason, sum({PACKETS}) AS packets, sum({BYTES}) AS bytes,
+SELECT coalesce("drop.reason", '?') AS reason, sum(packets) AS packets, sum(bytes) AS bytes,
     count(DISTINCT {POD}) AS pods
 FROM flows WHERE {IS_DROP} GROUP BY ALL ORDER BY packets DESC, reason LIMIT {{top}}
 """,
@@ -133,7 +130,7 @@ NO_ENDPOINTS = Summary(
     "Services whose packets were dropped or refused because nothing stands behind them.",
     "no drop names a Service without endpoints",
     f"""
-SELECT {SERVICE} AS service, sum({PACKETS}) AS packets,
+SELECT {SERVICE} AS service, sum(packets) AS packets,
     count(DISTINCT coalesce("k8s.src.namespace" || '/' || "k8s.src.pod.name", "src.address"))
         AS clients, min(time) AS first, max(coalesce(end_time, time)) AS last
 FROM flows
@@ -155,7 +152,7 @@ WITH ends AS (
         "src.address" AS src,
         nullif(concat_ws('/', "k8s.dst.namespace", "k8s.dst.pod.name"), '') AS dst_pod,
         "dst.address" AS dst, coalesce(direction, 'egress') AS direction, {IS_DROP} AS is_drop,
-        sum({PACKETS}) AS packets, sum({BYTES}) AS bytes
+        sum(packets) AS packets, sum(bytes) AS bytes
     FROM flows GROUP BY ALL),
 known AS (SELECT src AS address, src_pod AS pod FROM ends WHERE src_pod IS NOT NULL
     UNION ALL SELECT dst, dst_pod FROM ends WHERE dst_pod IS NOT NULL),
@@ -199,8 +196,8 @@ def timeline(width_s: int) -> str:
     """Bytes and dropped packets of every `width_s`; `start_s` is since 1970."""
     return f"""
 SELECT (epoch_ns(time) // {width_s * 10**9} * {width_s})::BIGINT AS start_s,
-    coalesce(sum({BYTES}) {FORWARDED}, 0) AS bytes,
-    coalesce(sum({PACKETS}) {DROPPED}, 0) AS dropped_packets
+    coalesce(sum(bytes) {FORWARDED}, 0) AS bytes,
+    coalesce(sum(packets) {DROPPED}, 0) AS dropped_packets
 FROM flows WHERE time IS NOT NULL GROUP BY 1 ORDER BY 1
 """
 

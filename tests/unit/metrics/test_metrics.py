@@ -84,11 +84,11 @@ def test_the_dead_are_no_traffic_and_losses_are_no_flows():
     assert list(sums(both, dropped=True)) == [(("shop", "Deployment", "web", "NO_SOCKET"), 3, 300)]
 
 
-def test_a_sampled_packet_counts_as_many_as_it_stands_for():
+def test_sampled_packets_stand_for_all_already():
     whole = flows(WEB)
-    rate = {"sample_rate": Column(np.array([10], np.uint64))}
+    rate = {"sample.rate": Column(np.array([10], np.uint16))}
     sampled = FlowTable(1, {**whole.columns, **rate})
-    assert [packets for _, packets, _ in sums(sampled, dropped=False)] == [50]
+    assert [packets for _, packets, _ in sums(sampled, dropped=False)] == [5]
 
 
 def test_an_empty_interval_has_no_sums():

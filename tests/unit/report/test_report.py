@@ -258,10 +258,11 @@ def test_drops_are_summed_by_pod_reason_and_rule(tmp_path):
     assert (talker["sent_packets"], talker["dropped_packets"]) == (2, 5)
 
 
-def test_sampled_packets_stand_for_as_many_as_were_not_looked_at(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(lines(record(sample_rate=100)))
+def test_records_of_sampled_packets_stand_for_all(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(record(sample__rate=100)))
     with store(tmp_path) as opened:
-        assert answers(opened, "top_talkers")[0]["sent_packets"] == 200
+        assert answers(opened, "top_talkers")[0]["sent_packets"] == 2
+        assert answers(opened, "nodes")[0]["sample_rate"] == 100
 
 
 def test_slow_paths_are_those_with_the_worst_median(tmp_path):
