@@ -1,9 +1,11 @@
-"""`flows --metrics`: what Prometheus reads is what was sent, through its own eyes too."""
+"""`--metrics` of flows and of drops: what Prometheus reads is what was sent, by its eyes too."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from lab import runner
+from lab.rules import counted, nft
 from lab.shell import until
 from lab.traffic import new_port, send_udp, udp_listener
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,19 +24,23 @@ CONNTRACK_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
+@contextmanager
+def with_metrics(*arguments, env):
+    """Run tracer with metrics on a free port; yields the live run and its URL."""
+    with runner.running(*arguments, "--metrics", "127.0.0.1:0", env=env) as live:
+        live.wait_for_line(lambda line: line.startswith("metrics: "))
+        line = next(line for line in live.errors if line.startswith("metrics: "))
+        yield live, line.split()[1]
+
+
 @pytest.fixture
 def flows(cri_env):
-    """Run flows with metrics on a free port; yields the live run and its URL."""
+    return lambda *options: with_metrics("flows", "--interval", "300ms", *options, env=cri_env)
 
-    @contextmanager
-    def around(*options):
-        arguments = ("flows", "--interval", "300ms", "--metrics", "127.0.0.1:0", *options)
-        with runner.running(*arguments, env=cri_env) as live:
-            live.wait_for_line(lambda line: line.startswith("metrics: "))
-            line = next(line for line in live.errors if line.startswith("metrics: "))
-            yield live, line.split()[1]
 
-    return around
+@pytest.fixture
+def drops(cri_env):
+    return lambda *options: with_metrics("drops", "-o", "json", *options, env=cri_env)
 
 
 @pytest.fixture
@@ -64,6 +71,18 @@ def value(found, name, **labels):
         if one == name and all(having.get(label) == text for label, text in labels.items())
     ]
     return sum(values) if values else None
+
+
+def promtool(text):
+    """What `promtool check metrics` says of it: nothing, where it is installed and content."""
+    if not shutil.which("promtool"):
+        return ""
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    said = checked.stdout + checked.stderr
+    return said or f"exit {checked.returncode}" * (checked.returncode != 0)
 
 
 def send(cluster, port):
@@ -128,10 +147,92 @@ def test_too_many_series_are_one(cluster, flows):
     assert value(found, "tracer_metrics_series_diverted_total") >= 1
 
 
-def test_an_address_in_use_ends_at_once():
+@pytest.mark.usefixtures("measured")
+def test_drops_shown_or_not(cluster, drops):
+    """Every one counts, by whose it was and why; that few were shown is told, too."""
+    closed, client, web = new_port(), cluster.client, cluster.web
+    dead = {"namespace": "shop", "workload_kind": "Pod", "workload": "web-0"}
+    refused = {"namespace": "shop", "workload": "client-0", "reason": "NETFILTER_DROP"}
+    rule = f"udp dport {closed} counter drop"
+    with drops("--rate-limit", "3") as (live, url):
+        send(cluster, closed)
+        with nft(client.where, "inet", "output", rule):
+            send_udp(client.where, (web.ip4, closed), 31)
+            assert counted(client.where, "inet") == 31
+        until(
+            lambda: (
+                value(samples(url), "tracer_drop_packets_total", **dead, reason="NO_SOCKET") == SENT
+                and value(samples(url), "tracer_drop_packets_total", **refused) == 31
+            ),
+            "all are counted",
+            20,
+        )
+        until(
+            lambda: value(samples(url), "tracer_records_waiting") == 0, "rules have been read", 20
+        )
+        found, complaints = samples(url), promtool(get(url))
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert complaints == ""
+    shown = [one for one in done.records if one["type"] == "drop"]
+    assert 0 < len(shown) < SENT
+    assert 0 < value(found, "tracer_records_total") <= len(shown)
+    assert value(found, "tracer_program_runs_total", program="skb_drop") >= SENT + 31
+    assert value(found, "tracer_program_seconds_total", program="skb_drop") > 0
+    assert value(found, "process_resident_memory_bytes") > 1 << 20
+    names = {name for name, _, _ in found}
+    assert not {name for name in names if "flow" in name or "thrown_away" in name}, names
+
+
+def test_too_many_series_of_drops_are_one(cluster, drops):
+    port = new_port()
+    with drops("--metrics-max-series", "1", "--pod", cluster.web.key) as (live, url):
+        send(cluster, port)
+        with nft(cluster.web.where, "inet", "input", f"udp dport {port} counter drop"):
+            send(cluster, port)
+        until(
+            lambda: (value(samples(url), "tracer_drop_packets_total") or 0) >= 2 * SENT,
+            "both reasons are counted",
+            20,
+        )
+        found = samples(url)
+        live.stop()
+    reasons = {one["reason"] for name, one, _ in found if name == "tracer_drop_packets_total"}
+    assert len(reasons) == 2
+    assert "_other" in reasons
+    assert value(found, "tracer_metrics_series_diverted_total") >= 1
+
+
+def test_losses_of_drops_are_counted(cluster, drops):
+    """While tracer stands still the ring buffer fills up."""
+    port = new_port()
+    with drops("--rate-limit", "0") as (live, url):
+        os.kill(live.process.pid, signal.SIGSTOP)
+        try:
+            send_udp(cluster.client.where, (cluster.web.ip4, port), 12_001, b"x")
+        finally:
+            os.kill(live.process.pid, signal.SIGCONT)
+        dead = {"workload": "web-0", "reason": "NO_SOCKET"}
+        until(
+            lambda: value(samples(url), "tracer_drop_packets_total", **dead) == 12_001,
+            "all are counted",
+            30,
+        )
+        until(
+            lambda: (value(samples(url), "tracer_lost_events_total", source="drop_events") or 0)
+            + (value(samples(url), "tracer_records_total") or 0) >= 12_001,
+            "what was not shown is told",
+            30,
+        )  # fmt: skip
+        assert value(samples(url), "tracer_lost_events_total", source="drop_events") > 0
+        live.stop()
+
+
+@pytest.mark.parametrize("command", ["drops", "flows"])
+def test_an_address_in_use_ends_at_once(command):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f":{taken.getsockname()[1]}"
-        done = runner.finish("flows", "--concurrent", "--metrics", where)
+        done = runner.finish(command, "--concurrent", "--metrics", where)
     assert (done.code, done.out) == (2, "")
     assert f"--metrics 127.0.0.1{where}: address already in use" in done.err
 
@@ -189,9 +290,6 @@ def test_a_real_prometheus_reads_it(cluster, flows, tmp_path):
             "Prometheus has every packet",
             40,
         )
-        checked = subprocess.run(
-            ["promtool", "check", "metrics"], input=get(url), capture_output=True, text=True,
-            timeout=60, check=False,
-        )  # fmt: skip
+        complaints = promtool(get(url))
         live.stop()
-    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+    assert complaints == ""

@@ -119,6 +119,11 @@ class RuleNaming:
         self._inferred: dict[tuple[object, ...], tuple[Ruleset, tuple[Verdict, ...]]] = {}
         self._handled: dict[int, tuple[Verdict, Verdict]] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many drops wait until their rules are known."""
+        return len(self._waiting)
+
     def trace(self, selection: PodSelection, matches: Sequence[Match]) -> None:
         """Switch the kernel's trace on for these packets, from now on."""
         self._tables = TraceTables(selection, matches)

@@ -11,6 +11,8 @@ examples:
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ from tracer.analysis.frames import frames
 from tracer.analysis.rule_fields import told_by_rules
 from tracer.attribution.naming import RuleNaming, rule_naming
 from tracer.commands import options
+from tracer.commands.drop_metrics import DropMetrics
+from tracer.commands.metrics import add_metrics, health, open_metrics
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode, TracerError
 from tracer.explaining import Explainer
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from tracer.metrics.exporter import Health
     from tracer.model import Record
     from tracer.recording.rules import EventKey
     from tracer.sinks import Sink
@@ -84,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
     )
     options.add_rules(parser, default="read")
+    add_metrics(parser)
     options.add_run_options(parser)
     group.add_argument("--reader", choices=READERS, help="how to read the ring buffer, for tests")
 
@@ -212,7 +218,11 @@ def _fill_reasons(session: Session, wanted: list[str]) -> None:
 
 
 def _follow(
-    session: Session, args: argparse.Namespace, drops: Drops, rules: RuleNaming | None
+    session: Session,
+    args: argparse.Namespace,
+    drops: Drops,
+    rules: RuleNaming | None,
+    metrics: DropMetrics | None,
 ) -> None:
     """Until the run ends: read batches, tell losses; then whatever is left in the ring."""
     info, fd = session.loaded.maps["drop_events"]
@@ -237,6 +247,8 @@ def _follow(
         drops.show_named()
         if time.monotonic() - tick_s >= TICK_S:
             drops.tell_losses()
+            if metrics:
+                metrics.count(drops.shown)
             tick_s = time.monotonic()
     session.loaded.detach()
     rest = ring.take()
@@ -246,11 +258,16 @@ def _follow(
     ring.close()
 
 
+def _health(session: Session, rules: RuleNaming | None) -> Health:
+    return health(session, {"rules": rules.waiting if rules else 0})
+
+
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer drops`."""
     if args.rate_limit < 0:
         raise TracerError(f"--rate-limit '{args.rate_limit}': below zero", "0 shows every drop")
     selection = options.pod_selection(args)
+    metrics = open_metrics(args)
     sink = open_sink(args.output, None)
     capture = Pcapng(args.write) if args.write else None
     asked = {"command": "drops", "filter": args.filter, "rules": args.rules}
@@ -268,7 +285,10 @@ def run(args: argparse.Namespace) -> ExitCode:
         _fill_reasons(session, args.reason)
         with rule_naming(session, args.rules, " ".join(args.filter), say) as rules:
             drops = Drops(session, sink, capture, recorder, rules, with_stack=args.stack)
-            _follow(session, args, drops, rules)
+            look = partial(_health, session, rules)
+            with metrics.following(look) if metrics else nullcontext():
+                counts = DropMetrics(session, metrics) if metrics else None
+                _follow(session, args, drops, rules, counts)
         drops.summarise()
     for output in (sink, capture, recorder):
         if output:

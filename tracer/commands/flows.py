@@ -33,7 +33,7 @@ from tracer.analysis.flow_filter import Lists, parse_lists
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
 from tracer.commands import flow_options, options
 from tracer.commands.flow_budget import Budget, add_budget
-from tracer.commands.flow_metrics import Metrics, add_metrics, health, open_metrics
+from tracer.commands.metrics import Metrics, add_metrics, health, open_metrics
 from tracer.errors import ExitCode
 from tracer.flow_table import concat, take
 from tracer.kernel.flow_maps import FlowCounts, Generations, Growing

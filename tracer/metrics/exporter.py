@@ -51,12 +51,12 @@ class Health:
     """Network namespace (`node`, `namespace/pod`) → (entries, limit)."""
     waiting: Mapping[str, int] = field(default_factory=dict)
     """What records wait for (`name`, `timeout`, `room`) → how many."""
-    flows_live: int = 0
-    """Flows that were told apart in the last interval."""
-    thrown_away: int = 0
-    """Records that found no room on the disk."""
-    sample_rate: int = 1
-    """One packet of so many is counted."""
+    flows_live: int | None = None
+    """Flows that were told apart in the last interval; None where none are."""
+    thrown_away: int | None = None
+    """Records that found no room on the disk; None where none are kept for it."""
+    sample_rate: int | None = None
+    """One packet of so many is counted; None where all are."""
 
 
 class Exporter(Collector):
@@ -76,8 +76,11 @@ class Exporter(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def add(self, table: FlowTable, work_s: float) -> None:
-        """Count one interval's records, which took `work_s` to make and write."""
+    def add(self, table: FlowTable, work_s: float, records: int | None = None) -> None:
+        """Count one interval's flows, which took `work_s` to make and write.
+
+        `records` says as how many records, if not one a flow.
+        """
         arrived, died = list(sums(table, dropped=False)), list(sums(table, dropped=True))
         with self._lock:
             for labels, packets, size_bytes in arrived:
@@ -88,7 +91,7 @@ class Exporter(Collector):
                 column = values(table, name)
                 if column is not None:
                     self._latencies.setdefault(name, Histogram()).add(column)
-            self._records += table.rows
+            self._records += table.rows if records is None else records
             self._intervals += 1
             self._work_s += work_s
 
@@ -122,7 +125,7 @@ class Exporter(Collector):
         )
         for key, (count, _) in self._drops.items():
             dropped.add_metric(key, count)
-        yield from (packets, size, dropped)
+        yield from (metric for metric in (packets, size, dropped) if metric.samples)
         for name, histogram in self._latencies.items():
             metric = HistogramMetricFamily(*LATENCIES[name])
             metric.add_metric((), histogram.buckets(), histogram.sum_ns / 1e9)
@@ -180,13 +183,20 @@ def _of_tracer(health: Health) -> Iterator[Metric]:
     yield _gauge(
         "tracer_records_waiting", "Records that wait, and for what.", "for", health.waiting.items()
     )
-    yield GaugeMetricFamily("tracer_flows_live", "Flows of the last interval.", health.flows_live)
-    yield GaugeMetricFamily(
-        "tracer_flow_sample_rate", "One packet of so many is counted, for all.", health.sample_rate
-    )
-    yield CounterMetricFamily(
-        "tracer_records_thrown_away", "Records without room on the disk.", health.thrown_away
-    )
+    yield from _of_flows(health)
+
+
+def _of_flows(health: Health) -> Iterator[Metric]:
+    """What only a run that counts flows knows."""
+    if health.flows_live is not None:
+        live = "Flows of the last interval."
+        yield GaugeMetricFamily("tracer_flows_live", live, health.flows_live)
+    if health.sample_rate is not None:
+        rate = "One packet of so many is counted, for all."
+        yield GaugeMetricFamily("tracer_flow_sample_rate", rate, health.sample_rate)
+    if health.thrown_away is not None:
+        room = "Records without room on the disk."
+        yield CounterMetricFamily("tracer_records_thrown_away", room, health.thrown_away)
 
 
 def _gauge(name: str, about: str, label: str, items: Iterable[tuple[str, int]]) -> Metric:

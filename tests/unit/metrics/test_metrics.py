@@ -154,6 +154,21 @@ def test_series_are_bounded_in_what_is_scraped(server):
     assert found["tracer_metrics_series_diverted_total",] == 150
 
 
+def test_what_is_only_of_flows_is_not_told_of_drops(server):
+    """No sample, no name: an empty family would look like traffic of 0."""
+    exporter, where = server
+    exporter.look = lambda: Health(lost={"drop_events": 2}, waiting={"rules": 3})
+    exporter.add(flows(DEAD), 0.5, 2)
+    text, found = scrape(where.url)
+    assert found["tracer_records_total",] == 2
+    assert found["tracer_lost_events_total", ("source", "drop_events")] == 2
+    assert found["tracer_records_waiting", ("for", "rules")] == 3
+    dead = [labels for labels in found if labels[0] == "tracer_drop_packets_total"]
+    assert [found[labels] for labels in dead] == [3]
+    assert "flow" not in text
+    assert "thrown_away" not in text
+
+
 def test_promtool_has_nothing_to_say(server):
     promtool = shutil.which("promtool")
     if not promtool:

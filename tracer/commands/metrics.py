@@ -1,4 +1,4 @@
-"""`--metrics`: what `flows` shows Prometheus, joined from the session, the kernel and the node."""
+"""`--metrics`: what Prometheus is shown, joined from the session, the kernel and the node."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Metrics:
         self._exporter = Exporter(os.uname().nodename, most_series)
         self._server = Server(where, self._exporter.registry)
 
-    def add(self, table: FlowTable, work_s: float) -> None:
-        """Count one interval's records, which took `work_s` to make and write."""
-        self._exporter.add(table, work_s)
+    def add(self, table: FlowTable, work_s: float, records: int | None = None) -> None:
+        """Count one interval's flows; the words of Exporter.add."""
+        self._exporter.add(table, work_s, records)
 
     @contextlib.contextmanager
     def following(self, look: Callable[[], Health]) -> Iterator[None]:
@@ -77,9 +77,9 @@ def open_metrics(args: argparse.Namespace) -> Metrics | None:
 def health(
     session: Session,
     waiting: Mapping[str, int],
-    flows_live: int,
-    thrown_away: int,
-    sample_rate: int,
+    flows_live: int | None = None,
+    thrown_away: int | None = None,
+    sample_rate: int | None = None,
 ) -> Health:
     """How a run is; while it lasts, from any thread."""
     from tracer.metrics.exporter import Health  # noqa: PLC0415 - optional
