@@ -96,13 +96,17 @@ static __always_inline int filter_accepts(int typed, const struct sight *sight)
 static __always_inline int among_first(struct sight *sight)
 {
 #ifdef FIRST_PACKETS
-	struct tuple tuple = sight->tuple;
+	int slot = 0;
+	struct tuple *tuple = first_tuples.lookup(&slot);
 	__u32 one = 1, *count;
 
-	read_sender_tuple(READ(sight->skb->_nfct), &tuple);
-	count = flow_firsts.lookup(&tuple);
+	if (!tuple)
+		return 0;
+	*tuple = sight->tuple;
+	read_sender_tuple(READ(sight->skb->_nfct), tuple);
+	count = flow_firsts.lookup(tuple);
 	if (!count) {
-		flow_firsts.update(&tuple, &one);
+		flow_firsts.update(tuple, &one);
 		return 1;
 	}
 	/* The old value of an atomic addition is not to be had before BPF's v3 instructions. */

@@ -168,33 +168,39 @@ static __always_inline int may_show(const struct drop_event *event)
 	return 1;
 }
 
-static __always_inline struct drop_count *drop_counter(struct drop_key *key)
-{
-	struct drop_count zero = {};
-	struct drop_count *count = drop_counts.lookup(key);
+/* What a drop is counted by, in a map: the stack has no room for it. */
+struct drop_counting {
+	struct drop_key key;
+	struct drop_count zero;
+};
+BPF_PERCPU_ARRAY(drop_counting, struct drop_counting, 1);
 
+static __always_inline struct drop_count *drop_counter(const struct drop_event *event)
+{
+	int slot = 0;
+	struct drop_counting *by = drop_counting.lookup(&slot);
+	struct drop_count *count;
+
+	if (!by)
+		return NULL;
+	by->key.location = event->location;
+	by->key.cgroup_id = event->netns == NODE_NETNS ? event->cgroup_id : 0;
+	by->key.reason = event->reason;
+	by->key.netns = event->netns;
+	by->key.ifindex = event->ifindex;
+	by->key.direction = event->direction;
+	__builtin_memcpy(by->key.pod_address, event->pod_address, ADDRESS_BYTES);
+	count = drop_counts.lookup(&by->key);
 	if (count)
 		return count;
-	drop_counts.update(key, &zero);
-	return drop_counts.lookup(key);
+	drop_counts.update(&by->key, &by->zero);
+	return drop_counts.lookup(&by->key);
 }
 
 static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
 					struct drop_event *event)
 {
-	struct drop_key key = {
-		.location = event->location,
-		.reason = event->reason,
-		.netns = event->netns,
-		.ifindex = event->ifindex,
-		.direction = event->direction,
-	};
-	struct drop_count *count;
-
-	if (event->netns == NODE_NETNS)
-		key.cgroup_id = event->cgroup_id;
-	__builtin_memcpy(key.pod_address, event->pod_address, ADDRESS_BYTES);
-	count = drop_counter(&key);
+	struct drop_count *count = drop_counter(event);
 
 	if (!count) {
 		lose(LOSS_DROP_COUNTS);

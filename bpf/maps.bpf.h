@@ -74,6 +74,7 @@ BPF_TABLE("lru_hash", struct tuple, __u32, followed_flows, MAX_FOLLOWED);
 #endif
 #ifdef FIRST_PACKETS
 BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);
+BPF_PERCPU_ARRAY(first_tuples, struct tuple, 1); /* the stack has no room for it */
 #endif
 #endif
 

@@ -166,6 +166,16 @@ int tell_raw(struct sight *sight)
 }
 static int (*call_tell_raw)(struct sight *sight) = (void *)CALL_tell_raw;
 #endif
+/* For skb-drop, which has no room on its stack: before 6.13 all that call each other share one. */
+#ifdef CALL_concerns_raw
+int concerns_raw(struct sight *sight)
+{
+	return concerns(0, sight);
+}
+static int (*call_concerns_raw)(struct sight *sight) = (void *)CALL_concerns_raw;
+#else
+#define call_concerns_raw(sight) concerns(0, sight)
+#endif
 
 /* Tell of a packet at a hop, if it is followed; that is known by `sight->packet_id` then. */
 static __always_inline void tell(int typed, struct sight *sight)

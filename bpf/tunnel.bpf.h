@@ -26,11 +26,14 @@
 
 /*
  * The packet inside; ethertype is 0 where there is none. In a map, where the verifier does not
- * remember by which of many ways its numbers came about.
+ * remember by which of many ways its numbers came about, and because before 6.13 a program and the
+ * subprogram that it calls have 512 bytes of stack together.
  */
 struct inner {
 	__u32 offset; /* of its network header, from the outer one */
 	__u32 ethertype; /* host byte order */
+	__u8 ip[24]; /* the header read last, IPV4_BYTES of it */
+	__u8 next[16]; /* and what follows it */
 };
 BPF_PERCPU_ARRAY(inner_packets, struct inner, 1);
 
@@ -44,11 +47,9 @@ static __always_inline int is_vxlan(__u16 port)
  * Linux adds: the limit of tunnels in tunnels.
  */
 static __always_inline __u32 outer_bytes(const void *l3, __u32 linear_bytes, __u16 ethertype,
-					 __u8 *protocol)
+					 __u8 *ip, __u8 *protocol)
 {
-	__u8 ip[IPV4_BYTES] __attribute__((aligned(8))) = {};
-
-	if (linear_bytes < sizeof(ip) || bpf_probe_read_kernel(ip, sizeof(ip), l3))
+	if (linear_bytes < IPV4_BYTES || bpf_probe_read_kernel(ip, IPV4_BYTES, l3))
 		return 0;
 	if (ethertype == ETH_P_IP) {
 		*protocol = ip[9];
@@ -95,15 +96,18 @@ static __always_inline __u32 tunnel_bytes(__u8 protocol, const __u8 *next, __u16
  */
 static __always_inline struct inner *find_inner(const void *l3, __u32 linear_bytes, __u16 ethertype)
 {
-	__u8 next[12] __attribute__((aligned(8))) = {}, protocol = 0;
 	int slot = 0;
 	struct inner *inner = inner_packets.lookup(&slot);
-	__u32 at = outer_bytes(l3, linear_bytes, ethertype, &protocol);
+	__u8 protocol = 0;
 	__u16 type = 0;
+	__u32 at;
 
-	if (!inner || !at || bpf_probe_read_kernel(next, sizeof(next), l3 + at))
+	if (!inner)
 		return NULL;
-	inner->offset = at + tunnel_bytes(protocol, next, &type);
+	at = outer_bytes(l3, linear_bytes, ethertype, inner->ip, &protocol);
+	if (!at || bpf_probe_read_kernel(inner->next, sizeof(inner->next), l3 + at))
+		return NULL;
+	inner->offset = at + tunnel_bytes(protocol, inner->next, &type);
 	inner->ethertype = type;
 	if (inner->ethertype == ETH_P_TEB) {
 		__be16 ether = 0;
@@ -119,15 +123,15 @@ static __always_inline struct inner *find_inner(const void *l3, __u32 linear_byt
 
 /* The signature of the packet inside, which has no options; as read_tuple() makes it. */
 static __always_inline __u32 inner_packet_signature(const void *l3, __u32 linear_bytes,
-						    const struct inner *inner)
+						    struct inner *inner)
 {
-	__u8 ip[IPV4_BYTES] __attribute__((aligned(8))), l4[16] __attribute__((aligned(8)));
+	__u8 *ip = inner->ip, *l4 = inner->next;
 	int is_ipv4 = inner->ethertype == ETH_P_IP;
 	__u32 size = is_ipv4 ? IPV4_BYTES : IPV6_BYTES;
 	__u32 bytes = linear_bytes - inner->offset - size - 4; /* behind the ports */
 
-	if (bytes > 0xffff || bpf_probe_read_kernel(ip, sizeof(ip), l3 + inner->offset) ||
-	    bpf_probe_read_kernel(l4, sizeof(l4), l3 + inner->offset + size))
+	if (bytes > 0xffff || bpf_probe_read_kernel(ip, IPV4_BYTES, l3 + inner->offset) ||
+	    bpf_probe_read_kernel(l4, sizeof(inner->next), l3 + inner->offset + size))
 		return 0;
 	if (bytes < 12) { /* what lies behind the packet's end is not the packet's */
 		*(__u32 *)(l4 + 4) &= first_bytes(bytes);

@@ -13,7 +13,7 @@ static __always_inline void report_end(int typed, void *ctx, struct sk_buff *skb
 	sight.ifindex = event->ifindex;
 	sight.location = event->location;
 	sight.argument = event->reason;
-	if (concerns(typed, &sight))
+	if (typed ? concerns(typed, &sight) : call_concerns_raw(&sight))
 		tell(typed, &sight);
 	if (!sight.packet_id)
 		return;

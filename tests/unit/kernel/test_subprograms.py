@@ -5,7 +5,7 @@ import struct
 from tracer.kernel.libbpf import EMPTY_PROGRAM
 from tracer.kernel.subprograms import BPF_PSEUDO_CALL, SUBPROGRAMS, call, link, split
 
-FIRST, SECOND = SUBPROGRAMS
+FIRST, SECOND, *_ = SUBPROGRAMS
 SET_R0, EXIT = split(EMPTY_PROGRAM)
 
 
