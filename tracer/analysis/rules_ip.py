@@ -62,8 +62,9 @@ SOCKETS = (
     Rule("SOCKET_CLOSE", "Its socket was closed {where}.", "harmless unless the program restarts"),
     Rule(
         "PROTO_MEM",
-        "All memory for {transport} sockets is in use {where}.",
-        "raise net.ipv4.{transport}_mem, or find what holds it with `ss -m`",
+        "The socket at port {dport} had no memory for it {where}: its receive buffer is full, or"
+        " all memory for {transport} sockets is in use.",
+        "does its program read? `ss -m` there shows what sockets hold; net.ipv4.{transport}_mem",
         evidence=("net.ipv4.{transport}_mem",),
     ),
     Rule(
@@ -86,6 +87,12 @@ SOCKETS = (
         "It is an ICMP message of a type that the kernel does not handle.",
         "harmless; ask the sender {src} why",
         at=("icmp*",),
+    ),
+    Rule(
+        "UNHANDLED_PROTO",
+        "It has an IPv6 option that is not known {where}, and that says: drop it then.",
+        "look at the sender {src}",
+        at=("ip6_tlvopt_unknown",),
     ),
     Rule(
         "UNHANDLED_PROTO",

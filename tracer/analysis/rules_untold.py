@@ -45,6 +45,11 @@ _FUNCTIONS = (
         "`nstat -a` there: the IpIn and Ip6In counters tell which",
     ),
     (
+        ("ipv6_destopt_rcv", "ipv6_rthdr_rcv", "ipv6_srh_rcv", "ipv6_parse_hopopts"),
+        "An IPv6 extension header is not valid {where}.",
+        "look at the sender {src}",
+    ),
+    (
         ("ip_local_deliver*", "ip_protocol_deliver*", "ip6_protocol_deliver*", "ip6_input*"),
         "Nobody speaks IP protocol {transport} {where}, or an IPsec policy refused it.",
         "load the protocol's module, or see `ip xfrm policy` there",
@@ -79,6 +84,11 @@ _FUNCTIONS = (
         ("enqueue_to_backlog", "netif_rx*", "dev_forward_skb*", "__dev_forward_skb*"),
         "{Device} could not receive it {where}: down, smaller MTU, or the CPU's queue is full.",
         "`ip link` there; net.core.netdev_max_backlog",
+    ),
+    (
+        ("veth_xdp_*", "do_xdp_generic*", "netif_receive_generic_xdp*"),
+        "An XDP program at {device} {where} dropped it, or passed it on to nowhere.",
+        "`bpftool net` there shows the program",
     ),
     (
         ("veth_*", "tun_*", "tap_*", "virtnet_*", "macvlan_*", "ipvlan_*"),

@@ -1,11 +1,11 @@
-"""tc programs as Cilium attaches them: packets go straight to another device."""
+"""tc and XDP programs: as Cilium attaches them, packets go straight to another device, or die."""
 
 from __future__ import annotations
 
 import ctypes as ct
 import os
 import struct
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from pyroute2 import IPRoute
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 REDIRECT, REDIRECT_PEER = 23, 155
 """Helper functions of BPF: bpf_redirect and bpf_redirect_peer."""
 _BPF_PROG_TYPE_SCHED_CLS = 3
-_INGRESS = "ffff:fff2"
+_BPF_PROG_TYPE_XDP = 6
+_TC_ACT_SHOT, _XDP_DROP = 2, 1
+INGRESS, EGRESS = "ffff:fff2", "ffff:fff3"
+"""Parents of clsact's filters."""
 
 
 def _program(helper: int, ifindex: int) -> bytes:
@@ -31,26 +34,57 @@ def _program(helper: int, ifindex: int) -> bytes:
     )
 
 
+def _load(kind: int, code: bytes) -> int:
+    options = libbpf.ProgLoadOpts(sz=ct.sizeof(libbpf.ProgLoadOpts))
+    return libbpf._load(kind, "tracer_tests", code, options)
+
+
 @contextmanager
-def redirected(where: Namespace, came: str, to: str, helper: int) -> Iterator[None]:
-    """What comes in by `came` goes out of `to`, or into the other end of its pair."""
-    loaded = libbpf._load(
-        _BPF_PROG_TYPE_SCHED_CLS,
-        "tracer_tests",
-        _program(helper, where.ifindex(to)),
-        libbpf.ProgLoadOpts(sz=ct.sizeof(libbpf.ProgLoadOpts)),
-    )
+def _attached(where: Namespace, device: str, code: bytes, parent: str) -> Iterator[None]:
+    """A program at one side of a device's clsact."""
+    loaded = _load(_BPF_PROG_TYPE_SCHED_CLS, code)
     with where.entered():
         netlink = IPRoute()
     with netlink:
-        index = where.ifindex(came)
+        index = where.ifindex(device)
         netlink.tc("add", "clsact", index)
         try:
             netlink.tc(
-                "add-filter", "bpf", index, ":1", fd=loaded, name="tracer-tests", parent=_INGRESS,
+                "add-filter", "bpf", index, ":1", fd=loaded, name="tracer-tests", parent=parent,
                 classid=1, direct_action=True,
             )  # fmt: skip
             yield
         finally:
             netlink.tc("del", "clsact", index)
             os.close(loaded)
+
+
+def redirected(where: Namespace, came: str, to: str, helper: int) -> AbstractContextManager[None]:
+    """What comes in by `came` goes out of `to`, or into the other end of its pair."""
+    return _attached(where, came, _program(helper, where.ifindex(to)), INGRESS)
+
+
+def dropping(where: Namespace, device: str, parent: str) -> AbstractContextManager[None]:
+    """All packets die at `INGRESS` or `EGRESS` of a device."""
+    return _attached(where, device, _returning(_TC_ACT_SHOT), parent)
+
+
+@contextmanager
+def xdp_dropping(where: Namespace, device: str) -> Iterator[None]:
+    """All packets die by generic XDP at a device."""
+    loaded = _load(_BPF_PROG_TYPE_XDP, _returning(_XDP_DROP))
+    with where.entered():
+        netlink = IPRoute()
+    with netlink:
+        index = where.ifindex(device)
+        try:
+            netlink.link("set", index=index, xdp_fd=loaded)
+            yield
+        finally:
+            netlink.link("set", index=index, xdp_fd=-1)
+            os.close(loaded)
+
+
+def _returning(value: int) -> bytes:
+    """`return value` in BPF's instructions."""
+    return struct.pack("<BBhi", 0xB7, 0, 0, value) + struct.pack("<BBhi", 0x95, 0, 0, 0)

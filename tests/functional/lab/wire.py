@@ -30,6 +30,12 @@ def _pseudo_header(src: str, dst: str, protocol: int, size: int) -> bytes:
     return ends + struct.pack("!IxxxB", size, protocol)
 
 
+def with_checksum(body: bytes, at: int, src: str, dst: str, protocol: int) -> bytes:
+    """A transport header and its data, the checksum put in at `at`, where it has 0."""
+    right = checksum(_pseudo_header(src, dst, protocol, len(body)) + body)
+    return body[:at] + struct.pack("!H", right) + body[at + 2 :]
+
+
 def ip(src: str, dst: str, protocol: int, payload: bytes, ttl: int = 64) -> bytes:
     """An IPv4 or IPv6 packet, by the form of the addresses; the kernel fills IPv4's checksum."""
     if ":" in src:
@@ -49,17 +55,10 @@ def udp(src: str, dst: str, ports: tuple[int, int], payload: bytes, spoil: int =
 
 
 def tcp(
-    src: str,
-    dst: str,
-    ports: tuple[int, int],
-    flags: int,
-    sequence: int = 1,
-    spoil: int = 0,
-    ack: int | None = None,
+    src: str, dst: str, ports: tuple[int, int], flags: int, sequence: int = 1, spoil: int = 0
 ) -> bytes:
     """A TCP segment without payload."""
-    numbers = sequence, sequence if ack is None else ack
-    body = struct.pack("!HHIIBBHHH", *ports, *numbers, 5 << 4, flags, 8192, 0, 0)
+    body = struct.pack("!HHIIBBHHH", *ports, sequence, sequence, 5 << 4, flags, 8192, 0, 0)
     right = checksum(_pseudo_header(src, dst, socket.IPPROTO_TCP, 20) + body)
     return body[:16] + struct.pack("!H", (right + spoil) & 0xFFFF) + body[18:]
 
