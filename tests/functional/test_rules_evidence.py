@@ -123,3 +123,30 @@ def test_a_rule_that_did_not_count_is_not_named(routed):
         (candidate,) = record["netfilter.candidates"]
         assert candidate["table"] == "innocent"
     say(found, NETFILTER, "chain c in table ip innocent", "counter did not move")
+
+
+def test_what_the_rate_limit_hides_is_told_by_rule(routed):
+    """Of 41 drops 5 a second are shown; the rule's counter tells of all."""
+    port, other, sent = new_port(), new_port(), 41
+    options = ("--rate-limit", "5", "-o", "json", f"udp port {port} or udp port {other}")
+    with runner.running("drops", *options) as live:
+        watch = runner.watch(live)
+        with nft(routed.router, "inet", "forward", f"udp dport {other} drop"):
+            watch.expect(1, send(routed, other, 1), timeout_s=10)  # the rules have been read once
+        with nft(routed.router, "inet", "forward", f"udp dport {port} counter drop"):
+            about = send(routed, port, sent)
+            runner.until(lambda: watch.find(about), "a drop is shown", 10)
+            done = live.stop()
+    *records, end = done.records
+    rules = [record for record in records if record["type"] == "rule"]
+    counting = [record for record in rules if f"dport {port}" in record["netfilter.rule"]]
+    for record in counting:
+        assert record["netns"] == routed.router.inode
+        assert record["netfilter.table"] == "tracer-tests"
+        assert record["netfilter.handle"] > 0
+        assert 0 < record["shown"] < sent
+        assert record["counter.packets"] == sent
+    assert len(counting) == 1
+    assert [record["shown"] for record in rules if record not in counting] == [1]
+    assert sum(record["shown"] for record in rules) == end["shown"]
+    assert end["packets"] == sent + 1

@@ -22,6 +22,7 @@ from tracer.attribution.evidence import WAIT, Evidence
 from tracer.attribution.narrow import narrow
 from tracer.attribution.passed import PassedRules
 from tracer.attribution.readings import LOOKED_AHEAD, Readings
+from tracer.attribution.sums import RuleSums
 from tracer.attribution.tables import MAX_NAMESPACES, TraceTables, namespaces_of
 from tracer.attribution.visits import Lethal
 from tracer.layout import layout
@@ -108,6 +109,7 @@ class RuleNaming:
         self._node, self._warn = node, warn
         self._readings = Readings(node, wake, warn)
         self._evidence = Evidence(self._readings)
+        self.sums = RuleSums(node, self._readings)
         self._tables: TraceTables | None = None
         self._lethal = Lethal()
         self._waiting: list[_Waiting] = []
@@ -264,6 +266,8 @@ class RuleNaming:
             end = self._weighed(one.record, verdicts, growths)
         if end:
             one.record.update(self._behind.object(end, one.packet, reading))
+            source = one.record["netfilter.rule_source"]
+            self.sums.add(one.netns, one.time_ns, end, source, reading)
         return True
 
     def _growths(

@@ -52,6 +52,8 @@ TICK_S = 1.0
 PACE_S = 0.02
 """Least time between two reads of the ring: under load, batches instead of wake-ups."""
 DEFAULT_RATE = 1000
+NETFILTER = "NETFILTER_DROP"
+"""The reason of which drops that are not shown are told by rule."""
 READERS = {"mmap": MappedRing, "callback": CallbackRing}
 
 
@@ -191,6 +193,12 @@ class Drops:
         """Write exact totals and the end record."""
         keys, counts = self._session.map("drop_counts", "drop_key", "drop_count").read()
         records = summary_records(keys, counts, self._session.context())
+        hidden = any(
+            record["packets"] > record["shown"]
+            for record in records
+            if record["drop.reason"] == NETFILTER
+        )
+        rules = self._rules.sums.records() if self._rules and hidden else []
         self.tell_losses()
         end: Record = {
             "type": "end",
@@ -198,7 +206,7 @@ class Drops:
             "shown": self.shown,
             "lost": self._session.lost,
         }
-        self._sink.write([*records, end])
+        self._sink.write([*records, *rules, end])
 
 
 def _fill_reasons(session: Session, wanted: list[str]) -> None:
@@ -289,7 +297,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             with metrics.following(look) if metrics else nullcontext():
                 counts = DropMetrics(session, metrics) if metrics else None
                 _follow(session, args, drops, rules, counts)
-        drops.summarise()
+            drops.summarise()
     for output in (sink, capture, recorder):
         if output:
             output.close()

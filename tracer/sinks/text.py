@@ -41,6 +41,9 @@ class Text(Lines):
         summaries = [record for record in records if record["type"] == "summary"]
         if summaries:
             lines += ["", drops_summary(summaries, self._terminal).rstrip()]
+        for record in records:
+            if record["type"] == "rule":
+                lines += self._terminal.wrap(rule_sum(record), "")
         return lines + [_end(record) for record in records if record["type"] == "end"]
 
     def _drop(self, record: Record) -> list[str]:
@@ -87,6 +90,13 @@ def rule_line(record: Record) -> str:
     # iptables' notation names the chain but not the table.
     place = f"-t {record['netfilter.table']} " if text.startswith("-A ") else ""
     return f"rule: {place}{text}{handle}{inferred}"
+
+
+def rule_sum(record: Record) -> str:
+    """A `rule` record in one line: how many of its drops were shown, and what it counted."""
+    counted = record.get("counter.packets")
+    words = f"{record['shown']} shown" + (f" of {counted} by its counter" * (counted is not None))
+    return f"{owner(record)}: {words}: {rule_line(record)}"
 
 
 def drops_summary(records: Sequence[Record], terminal: Terminal) -> str:
