@@ -37,15 +37,8 @@ static __always_inline struct flow_count *flow_counter(void *map, void *key)
 	return bpf_map_lookup_elem_(map, key);
 }
 
-static __always_inline void count_packet(int typed, struct flow_count *count,
-					 const struct crossing *at)
+static __always_inline void count_packet(struct flow_count *count, const struct crossing *at)
 {
-	__u32 tick = bpf_jiffies64();
-
-	if (RARELY(count->tick != tick || at->tcp & TCP_TURNS)) {
-		count->tick = tick;
-		look_closer(typed, count, at);
-	}
 	count->packets += weight(at);
 	count->bytes += (__u64)at->bytes * weight(at);
 #ifdef SAMPLE_FLOWS
@@ -116,7 +109,15 @@ static __always_inline void count_ipv4(int typed, const struct flow4_words *flow
 		*known = *flow;
 		cached->count = fresh;
 	}
-	count_packet(typed, &cached->count, at);
+	if (is_due(&cached->count, at))
+		look_closer(typed, &cached->count, at, known->sender ^ known->receiver);
+	count_packet(&cached->count, at);
+}
+
+static __always_inline __u64 tuple_hash(const struct tuple *tuple)
+{
+	return *(__u64 *)(tuple->saddr + 8) ^ *(__u64 *)(tuple->daddr + 8) ^
+	       (tuple->sport | (__u32)tuple->dport << 16);
 }
 
 static __always_inline void count_any(int typed, struct flow_key *flow, const struct crossing *at)
@@ -129,10 +130,13 @@ static __always_inline void count_any(int typed, struct flow_key *flow, const st
 
 	if (map)
 		count = flow_counter(map, flow);
-	if (count)
-		count_packet(typed, count, at);
-	else
+	if (!count) {
 		count_other(&other, weight(at), (__u64)at->bytes * weight(at));
+		return;
+	}
+	if (is_due(count, at))
+		look_closer(typed, count, at, tuple_hash(&flow->tuple));
+	count_packet(count, at);
 }
 
 /* Does a device of the node lead into another namespace, as the node's end of a veth does? */
@@ -158,8 +162,10 @@ static __always_inline int is_pair(const struct net_device *dev, __u32 ifindex)
 /* Count a packet at a device of a pod or at the node's end of its pair. */
 static __always_inline void flow_packet(int typed, struct crossing *at)
 {
-	__u16 protocol = LOAD(at->skb->protocol);
-	__u32 linear_bytes = LOAD(at->skb->tail) - (__u32)((__u64)at->l3 - (__u64)at->head);
+	const struct sk_buff *skb = at->skb;
+	struct flow_key key __attribute__((aligned(8)));
+	const void *head, *data, *l3;
+	__u32 linear_bytes;
 	int slot = 0;
 
 #ifdef SELECT_PODS
@@ -169,29 +175,32 @@ static __always_inline void flow_packet(int typed, struct crossing *at)
 	at->cpu = flow_cpu.lookup(&slot);
 	if (!at->cpu)
 		return;
-	if (RARELY(at->cpu->armed_head == (__u64)at->head))
-		end_transit(typed, at, protocol, linear_bytes);
-	if (protocol == bpf_htons(ETH_P_IP) && linear_bytes >= 20 + 16) {
+	head = LOAD(skb->head);
+	data = LOAD(skb->data);
+	/* What was just taken from a device begins with the network header, which is not set yet. */
+	l3 = at->received ? data : head + LOAD(skb->network_header);
+	at->bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)data);
+	if (RARELY(at->cpu->armed_head == (__u64)head))
+		end_transit(typed, at);
+	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)head);
+	if (LOAD(skb->protocol) == bpf_htons(ETH_P_IP) && linear_bytes >= 20 + 16) {
 		struct flow4_words flow = {.place = at->place.netns | (__u64)at->place.ifindex
 									      << 32};
 
-		if (read_flow4(typed, at->l3, at->direction, &flow, &at->tcp)) {
-			at->ends = flow.sender ^ flow.receiver;
+		if (read_flow4(typed, l3, at->direction, &flow, &at->tcp)) {
 			count_ipv4(typed, &flow, at);
 #ifdef WITH_DNS
 			if (at->direction == DIRECTION_INGRESS)
-				see_dns4(&flow, at->l3, linear_bytes, at->place);
+				see_dns4(&flow, l3, linear_bytes, at->place);
 #endif
 			return;
 		}
 	}
-	struct flow_key key __attribute__((aligned(8)));
-
-	read_key(typed, at, protocol, linear_bytes, &key);
+	read_key(typed, at, &key);
 	count_any(typed, &key, at);
 #ifdef WITH_DNS
 	if (at->direction == DIRECTION_INGRESS)
-		see_dns(&key.tuple, at->l3, linear_bytes, at->place);
+		see_dns(&key.tuple, l3, linear_bytes, at->place);
 #endif
 }
 
@@ -201,14 +210,11 @@ static __always_inline void flow_packet(int typed, struct crossing *at)
  * this once per pod, and what the pods receive needs no hook of its own.
  */
 static __always_inline void flow_xmit(int typed, const struct sk_buff *skb,
-				      const struct net_device *dev, const void *head,
-				      const void *l3)
+				      const struct net_device *dev)
 {
 	const struct net *net = LOAD(dev->nd_net.net);
 	struct crossing at = {
 		.skb = skb,
-		.head = head,
-		.l3 = l3,
 		.place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)},
 		.direction = DIRECTION_EGRESS,
 	};
@@ -222,8 +228,6 @@ static __always_inline void flow_xmit(int typed, const struct sk_buff *skb,
 	} else if (LOAD(dev->flags) & IFF_LOOPBACK) {
 		return;
 	}
-	/* skb->data is at the link header here: len counts it, bytes must not. */
-	at.bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)LOAD(skb->data));
 	flow_packet(typed, &at);
 }
 
@@ -234,16 +238,13 @@ static __always_inline void flow_receive(int typed, const struct sk_buff *skb,
 	const struct net *net = LOAD(dev->nd_net.net);
 	struct crossing at = {
 		.skb = skb,
+		.received = 1,
 		.place = {.netns = LOAD(net->ns.inum), .ifindex = LOAD(dev->ifindex)},
 		.direction = DIRECTION_INGRESS,
 	};
 
 	if (at.place.netns == NODE_NETNS || !unpaired_places.lookup(&at.place) || is_skipped())
 		return;
-	at.head = LOAD(skb->head);
-	/* The network header is not set yet; data stands where it will be. */
-	at.l3 = LOAD(skb->data);
-	at.bytes = LOAD(skb->len);
 	flow_packet(typed, &at);
 }
 

@@ -18,15 +18,20 @@
 /* A packet where it is counted. */
 struct crossing {
 	const struct sk_buff *skb;
-	const void *head; /* of its data */
-	const void *l3;
-	__u32 bytes; /* from l3 on */
+	int received; /* taken from a device, not handed to one; a constant of the hook */
+	__u32 bytes; /* from the network header on */
 	__u32 tcp; /* flags and window, as read_tuple() tells */
 	__u32 direction;
 	struct place place;
-	__u64 ends; /* a hash of addresses and ports */
 	struct flow_cpu *cpu;
 };
+
+/* Once more, for the few that look closer: nothing is kept for them. */
+static __always_inline const void *network_header(int typed, const struct crossing *at)
+{
+	return at->received ? (void *)LOAD(at->skb->data)
+			    : (void *)LOAD(at->skb->head) + LOAD(at->skb->network_header);
+}
 
 /* How many packets the one that is counted stands for. */
 static __always_inline __u32 weight(const struct crossing *at)
@@ -58,17 +63,17 @@ static __always_inline int is_skipped(void)
 }
 
 /* The flow of any packet, with addresses of 16 bytes. */
-static __always_inline void read_key(int typed, struct crossing *at, __u16 protocol,
-				     __u32 linear_bytes, struct flow_key *key)
+static __always_inline void read_key(int typed, struct crossing *at, struct flow_key *key)
 {
+	const void *l3 = network_header(typed, at);
+	__u32 linear_bytes = LOAD(at->skb->tail) - (__u32)((__u64)l3 - (__u64)LOAD(at->skb->head));
+
 	__builtin_memset(key, 0, sizeof(*key));
 	key->netns = at->place.netns;
 	key->ifindex = at->place.ifindex;
 	key->direction = at->direction;
-	key->tuple.ethertype = bpf_ntohs(protocol);
-	at->tcp = read_tuple(typed, at->l3, linear_bytes, &key->tuple, NULL);
-	at->ends = *(__u64 *)(key->tuple.saddr + 8) ^ *(__u64 *)(key->tuple.daddr + 8) ^
-		   (key->tuple.sport | (__u32)key->tuple.dport << 16);
+	key->tuple.ethertype = bpf_ntohs(LOAD(at->skb->protocol));
+	at->tcp = read_tuple(typed, l3, linear_bytes, &key->tuple, NULL);
 }
 
 /* The differentiated services of an IP packet: six bits of the traffic class. */
@@ -102,7 +107,7 @@ static __always_inline __u32 smoothed_rtt_us(int typed, const struct sk_buff *sk
 }
 
 /* Put the connection of a packet into the map, if this CPU has not done so since it changed. */
-static __always_inline void tell_connection(int typed, const struct crossing *at)
+static __always_inline void tell_connection(int typed, const struct crossing *at, __u64 ends)
 {
 	const __u64 prime = 0x9e3779b97f4a7c15ULL;
 	__u64 nfct = LOAD(at->skb->_nfct), state = 0, mark = 0, now, *told;
@@ -110,9 +115,12 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
 	struct flow_connection_key key __attribute__((aligned(8))) = {};
 	struct conntrack entry __attribute__((aligned(8))) = {};
 	__u32 slot = nfct * prime >> 32 & (TOLD_SLOTS - 1);
+	struct flow_cpu *cpu;
+	int first = 0;
 	void *map;
 
-	if (!ct)
+	cpu = flow_cpu.lookup(&first);
+	if (!ct || !cpu)
 		return;
 	if (at->tcp)
 		read_words(typed, &state, 1, &ct->proto.tcp.state);
@@ -120,14 +128,13 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
 	read_words(typed, &mark, 1, &ct->mark);
 #endif
 	/* The address of an entry that is gone is soon another's: so the packet's own ends too. */
-	now = ((nfct ^ at->ends) * prime ^ (__u32)mark ^ (state & 0xff) << 32) +
-	      ((__u64)at->cpu->generation << 40);
+	now = ((nfct ^ ends) * prime ^ (__u32)mark ^ (state & 0xff) << 32) +
+	      ((__u64)cpu->generation << 40);
 	told = told_connections.lookup(&slot);
 	if (!told || *told == now)
 		return;
 	*told = now;
-	slot = 0;
-	map = flow_connections.lookup(&slot);
+	map = flow_connections.lookup(&first);
 	if (!map)
 		return;
 	read_conntrack(nfct, &entry);
@@ -137,34 +144,57 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
 		lose(LOSS_FLOW_DETAILS);
 }
 
+/*
+ * Is it the first packet of the flow in this tick, or one that opens or ends a connection? Then
+ * look_closer().
+ */
+static __always_inline int is_due(struct flow_count *count, const struct crossing *at)
+{
+	__u32 tick = bpf_jiffies64(), last = count->tick;
+
+	count->tick = tick;
+	return RARELY(last != tick || at->tcp & TCP_TURNS);
+}
+
+/* Follow this packet across the node, if none was in this tick. */
+static __always_inline void begin_transit(int typed, const struct flow_count *count,
+					  const struct crossing *at)
+{
+	int slot = 0;
+	struct flow_cpu *cpu = flow_cpu.lookup(&slot);
+
+	if (!cpu || cpu->armed_tick == count->tick)
+		return;
+	cpu->armed_tick = count->tick;
+	cpu->armed_head = (__u64)LOAD(at->skb->head);
+	cpu->armed_ns = count->last_ns;
+	cpu->armed_bytes = at->bytes;
+}
+
+/* `ends` is a hash of the flow's addresses and ports. */
 static __always_inline void look_closer(int typed, struct flow_count *count,
-					const struct crossing *at)
+					const struct crossing *at, __u64 ends)
 {
 	__u32 rtt_us;
 
 	count->last_ns = bpf_ktime_get_boot_ns();
 	if (!count->packets)
 		count->first_ns = count->last_ns;
-	count->dscp = read_dscp(typed, at->l3);
+	count->dscp = read_dscp(typed, network_header(typed, at));
 	if (at->tcp & TCP_SYN && !count->syn_ns)
 		count->syn_ns = count->last_ns;
 	if (at->tcp & TCP_RST)
 		count->resets += weight(at);
-	if (at->place.netns == NODE_NETNS) {
-		tell_connection(typed, at);
+	if (at->direction == DIRECTION_INGRESS) {
+		/* What a pod takes from a device by itself has no entry of the node's any more. */
+		if (!at->received)
+			tell_connection(typed, at, ends);
 		return;
 	}
-	if (at->direction != DIRECTION_EGRESS)
-		return;
 	rtt_us = at->tcp ? smoothed_rtt_us(typed, at->skb) : 0;
 	if (rtt_us)
 		count->rtt_us = rtt_us;
-	if (at->cpu->armed_tick == count->tick)
-		return;
-	at->cpu->armed_tick = count->tick;
-	at->cpu->armed_head = (__u64)at->head;
-	at->cpu->armed_ns = count->last_ns;
-	at->cpu->armed_bytes = at->bytes;
+	begin_transit(typed, count, at);
 }
 
 static __always_inline __u32 log2_32(__u32 value)
@@ -185,8 +215,7 @@ static __always_inline __u32 log2_32(__u32 value)
  * The data that was armed is here: the packet has come to the other pod, or what it lay in has been
  * used again, as after the packet left the node.
  */
-static __always_inline void end_transit(int typed, struct crossing *at, __u16 protocol,
-					__u32 linear_bytes)
+static __always_inline void end_transit(int typed, struct crossing *at)
 {
 	__u64 taken_ns = bpf_ktime_get_boot_ns() - at->cpu->armed_ns;
 	struct flow_key key __attribute__((aligned(8)));
@@ -198,7 +227,7 @@ static __always_inline void end_transit(int typed, struct crossing *at, __u16 pr
 	at->cpu->armed_head = 0;
 	if (!map || at->direction != DIRECTION_INGRESS || at->bytes != at->cpu->armed_bytes)
 		return;
-	read_key(typed, at, protocol, linear_bytes, &key);
+	read_key(typed, at, &key);
 	transit = bpf_map_lookup_elem_(map, &key);
 	if (!transit) {
 		bpf_map_update_elem_(map, &key, &zero, BPF_NOEXIST);

@@ -86,7 +86,7 @@ COLUMNS = (
     Field("conntrack.tcp.state", TEXT, "`SYN_SENT`, `ESTABLISHED`, …"),
     Field("conntrack.zone", "u2", "absent: 0"),
     Field("conntrack.mark", "u4", "absent: 0"),
-    Field("flow.id", "u8", "the same of both directions, at both ends, before and after NAT"),
+    Field("flow.id", "u8", "of the connection: of both directions, both ends, both sides of NAT"),
     Field(
         "k8s.client.namespace", TEXT, "of the pod that opened the connection, if conntrack tells"
     ),

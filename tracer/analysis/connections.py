@@ -45,7 +45,8 @@ class Linked:
     """What belongs to each of n flows."""
 
     flow_id: Hashes
-    """(n,): of its connection; the same for both directions, at both ends, before and after NAT."""
+    """(n,): of its connection; the same for both directions, at both ends, before and after NAT;
+    0 where its entry is not known."""
     entry: Rows
     """(n,): its index in `Details.entries`, or -1."""
     reply: NDArray[np.bool_]
@@ -88,7 +89,7 @@ def added(held: Details, new: Details) -> Details:
 
 def wanted_by(details: Details, keys: np.ndarray) -> Details:
     """Those that flows `keys` (n,) flow_key will need, wherever these are moved."""
-    entry, _ = _find_entries(keys, _ends(keys["tuple"]), details.entries)
+    entry, _ = _find_entries(keys, details.entries)
     waiting = _last_of(_codes(keys), _codes(details.transit_keys)) >= 0
     entries = details.entries[np.unique(entry[entry >= 0])]
     return Details(entries, details.transit_keys[waiting], details.transits[waiting])
@@ -96,10 +97,9 @@ def wanted_by(details: Details, keys: np.ndarray) -> Details:
 
 def link(keys: np.ndarray, syn_ns: np.ndarray, details: Details) -> Linked:
     """What belongs to (n,) flow_key, each once; `syn_ns` as `handshakes_ns` takes it."""
-    ends = _ends(keys["tuple"])
-    entry, reply = _find_entries(keys, ends, details.entries)
+    entry, reply = _find_entries(keys, details.entries)
     transit, transits = _sum_transits(keys, details)
-    flow_id = _flow_ids(keys["tuple"], ends, details.entries, entry)
+    flow_id = _flow_ids(details.entries)[entry]
     return Linked(flow_id, entry, reply, handshakes_ns(keys, syn_ns), transit, transits)
 
 
@@ -147,9 +147,7 @@ def _last_of(known: Hashes, wanted: Hashes) -> Rows:
     return np.where((at >= 0) & (known[order[at]] == wanted), order[at], -1)
 
 
-def _find_entries(
-    keys: np.ndarray, ends: tuple[Hashes, Hashes], entries: np.ndarray
-) -> tuple[Rows, NDArray[np.bool_]]:
+def _find_entries(keys: np.ndarray, entries: np.ndarray) -> tuple[Rows, NDArray[np.bool_]]:
     """(n,) index of each flow's conntrack entry, or -1, and whether it is a reply.
 
     What a pod sends looks like one of the entry's two tuples, for each is as its sender wrote it;
@@ -158,6 +156,7 @@ def _find_entries(
     found, reply = np.full(len(keys), -1), np.zeros(len(keys), bool)
     if not len(entries):
         return found, reply
+    ends = _ends(keys["tuple"])
     protocol = entries["orig"]["protocol"]
     sides = [_ends(entries[name]) for name in ("orig", "reply")]
     sent = [_way(*side, protocol) for side in sides]
@@ -173,18 +172,12 @@ def _find_entries(
     return found, reply
 
 
-def _flow_ids(
-    flow: np.ndarray, ends: tuple[Hashes, Hashes], entries: np.ndarray, entry: Rows
-) -> Hashes:
-    """(n,): from the connection as its opener wrote it, and its zone; never 0."""
-    both, zone = ends[0] + ends[1], np.zeros(len(flow), np.uint64)
-    rows = np.flatnonzero(entry >= 0)
-    if len(rows):
-        source, destination = _ends(entries["orig"])
-        both[rows] = (source + destination)[entry[rows]]
-        zone[rows] = entries["zone"][entry[rows]]
-    mixed = _mixed(both + (flow["protocol"] + zone * np.uint64(256)) * _PRIMES[0])
-    return np.asarray(mixed >> np.uint64(64 - _EXACT_BITS) | np.uint64(1))
+def _flow_ids(entries: np.ndarray) -> Hashes:
+    """(m + 1,): from the connection as its opener wrote it, and its zone; the last is 0."""
+    source, destination = _ends(entries["orig"])
+    kind = entries["orig"]["protocol"] + entries["zone"].astype(np.uint64) * np.uint64(256)
+    mixed = _mixed(_way(source, destination, kind))
+    return np.append(mixed >> np.uint64(64 - _EXACT_BITS) | np.uint64(1), np.uint64(0))
 
 
 def _sum_transits(keys: np.ndarray, details: Details) -> tuple[Rows, np.ndarray]:

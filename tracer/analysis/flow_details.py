@@ -32,7 +32,7 @@ def detail_columns(totals: np.ndarray, linked: Linked, ends: Ends) -> dict[str, 
         "tcp.zero_windows": _if_any(totals["zero_windows"]),
         "tcp.rtt_ns": _if_any(totals["rtt_us"].astype(np.uint64) * _NS_PER_US),
         "tcp.handshake_ns": _if_any(linked.handshake_ns),
-        "flow.id": numbers(linked.flow_id, ends.ip),
+        "flow.id": _if_any(linked.flow_id),
         **_transit_columns(linked),
     }
 
