@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from lab import invalid, namespaces, wire
+from lab.causes import icmp_checksum
 from lab.queue import queue
 from lab.rules import iptables, nft
 from lab.shell import until
@@ -80,6 +82,14 @@ def test_invalid(routed, router, provoke):
     with following(router) as live, provoke(routed, new_port()):
         done = live.stop()
     assert failures(done.records) == {"invalid": COUNT}
+
+
+def test_broken_icmp(routed, router):
+    """Conntrack looks into ICMP first: what is broken there is counted as an error."""
+    with following(router) as live:
+        icmp_checksum(routed, ExitStack())
+        done = live.stop()
+    assert failures(done.records) == {"error": 3}
 
 
 def test_two_first_packets_of_one_udp_flow(routed, router):
