@@ -258,6 +258,23 @@ def test_events_inside_a_pod_and_of_nobody_else(cluster, cri_env):
     assert all(runner.matches(record, wanted) for record in born), born[0]
 
 
+def test_who_fills_the_table_by_pod(cluster, cri_env):
+    """The node's entries by the pod that opened them, and the Service address they went to."""
+    node, client, web, port = namespaces.node(), cluster.client, cluster.web, new_port()
+    dnat = ("PREROUTING", "-t", "nat", "-d", VIP, "-p", "udp", "-j", "DNAT")
+    with (
+        iptables(node, "iptables-nft", *dnat, "--to-destination", f"{web.ip4}:{port}"),
+        udp_listener(web.where, port),
+    ):
+        send_flows(client.where, (VIP, port), COUNT)
+        asked = ("conntrack", "--netns", str(node.inode), "--top", "1000", "-o", "json")
+        top = runner.finish(*asked, env=cri_env).records
+    (pod,) = [r for r in top if runner.matches(r, {"top": "opener", **source(client)})]
+    assert pod["entries"] >= COUNT
+    goals = [r for r in top if r.get("dst.address") == VIP and r["dst.port"] == port]
+    assert [r["entries"] for r in goals] == [COUNT]
+
+
 def test_filter_events_and_count(routed, router):
     port, other, right = new_port(), new_port(), routed.right
     options = ("--event", "new", "--count", "3", "udp", "port", str(port), "and", "not", "tcp")
