@@ -54,9 +54,9 @@ RULES = (
     Rule(
         "*",
         "It was dropped in {netfilter} {where} before conntrack had entered its connection: insert"
-        " failed, or an iptables-legacy rule.",
+        " failed, or a rule did it.",
         "`tracer conntrack --stats`: insert_failed grows there if conntrack did it; else"
-        " `iptables-legacy-save -c` there",
+        " `iptables-legacy-save -c` and `nft list ruleset` there",
         when={
             **_HOOK,
             "netfilter.hook": ("INPUT", "POSTROUTING"),

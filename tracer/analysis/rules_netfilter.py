@@ -68,9 +68,11 @@ RULES = (
     ),
     Rule(
         "*",
-        "A netfilter hook function dropped it in {netfilter} {where}: an iptables-legacy rule,"
-        " conntrack, IPVS or a BPF program.",
-        "`iptables-legacy-save -c` there; a full conntrack table drops too{ct_hint}",
+        # Before Linux 6.7 nf_tables leaves the freeing to its hook's caller, as all others do.
+        "A netfilter hook function dropped it in {netfilter} {where}: an iptables-legacy rule"
+        " (before 6.7 any), conntrack, IPVS or a BPF program.",
+        "`iptables-legacy-save -c` and `nft list ruleset` there; a full conntrack table drops"
+        " too{ct_hint}",
         when={"netfilter.mechanism": ("hook",)},
         evidence=("net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max"),
     ),
