@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tracer import __version__
 from tracer.errors import TracerError
-from tracer.metrics.series import Bounded, Histogram, sums, values
+from tracer.metrics.series import TRANSIT, Bounded, Histogram, sums, transits, values
 
 try:
     from prometheus_client import CollectorRegistry, ProcessCollector
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 _WORKLOAD = ("namespace", "workload_kind", "workload")
 LATENCIES = {
-    "rtt_ns": ("tracer_tcp_rtt_seconds", "Round trip time of TCP flows, one value a record."),
-    "node_latency_ns": ("tracer_node_latency_seconds", "Transit of the node, one value a record."),
+    "tcp.rtt_ns": ("tracer_tcp_rtt_seconds", "Round trip time of TCP flows, one value a record."),
+    "tcp.handshake_ns": ("tracer_tcp_handshake_seconds", "SYN to SYN-ACK, one value a record."),
+    TRANSIT: ("tracer_node_transit_seconds", "Packets on their way from pod to pod, some timed."),
 }
 """Column of the records → name and help of its histogram."""
 
@@ -89,8 +90,10 @@ class Exporter(Collector):
                 self._drops.add(labels, packets, size_bytes)
             for name in LATENCIES:
                 column = values(table, name)
-                if column is not None:
+                if column is not None and name != TRANSIT:
                     self._latencies.setdefault(name, Histogram()).add(column)
+            if TRANSIT in table.columns:
+                self._latencies.setdefault(TRANSIT, Histogram()).add_powers(*transits(table))
             self._records += table.rows if records is None else records
             self._intervals += 1
             self._work_s += work_s

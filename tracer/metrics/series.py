@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.flow_table import Column
+from tracer.flow_table import Column, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ TRAFFIC, DROPS = (*_WORKLOAD, "direction"), (*_WORKLOAD, "drop.reason")
 """The columns that label what arrived and what died."""
 POD, NETNS = "Pod", "NetworkNamespace"
 """Kinds of workload where nothing is known to have made the pod, and where there is no pod."""
+TRANSIT = "transit.histogram"
+"""Its text: `4096:7,8192:1`, power of two in ns and how many up to the next."""
 FIRST_BUCKET_NS, BUCKETS = 1 << 10, 24
 """Latencies are told apart from 1 µs to 8 s, by powers of two."""
 
@@ -65,6 +67,13 @@ class Histogram:
         self.counts += np.bincount(at, minlength=BUCKETS + 1).astype(np.uint64)
         self.sum_ns += int(values_ns.sum(dtype=np.uint64))
 
+    def add_powers(self, powers: Mapping[int, int], sum_ns: int) -> None:
+        """Count as many values from each power of two on, up to the next; `sum_ns` of all."""
+        for power, count in powers.items():
+            at = (2 * power // FIRST_BUCKET_NS).bit_length() - 1
+            self.counts[min(max(at, 0), BUCKETS)] += np.uint64(count)
+        self.sum_ns += sum_ns
+
     def buckets(self) -> list[tuple[str, float]]:
         """(upper bound in seconds as text, how many lie below): cumulative, the last is +Inf."""
         bounds = [(FIRST_BUCKET_NS << index) / 1e9 for index in range(BUCKETS)]
@@ -100,6 +109,16 @@ def values(table: FlowTable, name: str) -> NDArray[np.generic] | None:
     """The numbers of a column where it is known; None without the column."""
     column = table.columns.get(name)
     return None if column is None else column.values[column.present]
+
+
+def transits(table: FlowTable) -> tuple[dict[int, int], int]:
+    """(power of two in ns → how many, nanoseconds in all) of the packets timed, of all flows."""
+    found: dict[int, int] = {}
+    for text in texts(table.columns[TRANSIT]):
+        for one in text.split(",") if text else ():
+            power, count = map(int, one.split(":"))
+            found[power] = found.get(power, 0) + count
+    return found, int(_numbers(table, "transit.sum_ns", 0).sum())
 
 
 def _named(table: FlowTable, kinds: Column, names: Column) -> tuple[Column, Column]:

@@ -32,8 +32,6 @@ OTHER_COMMANDS = {
     "conntrack.state": "VARCHAR",
     "conntrack.orig.dst.address": "VARCHAR",
     "conntrack.orig.dst.port": "USMALLINT",
-    "rtt_ns": "UBIGINT",
-    "node_latency_ns": "UBIGINT",
     "duration_ns": "UBIGINT",
     "mark": "UINTEGER",
 }

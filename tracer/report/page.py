@@ -150,7 +150,7 @@ def _conversations(answer: Answer) -> str:
 def _slow(answer: Answer) -> str:
     """The medians: of round trips where any record has one, else of the node's transit."""
     has_rtt = any(row[answer.columns.index("rtt_p50_ns")] is not None for row in answer.rows)
-    column = "rtt_p50_ns" if has_rtt else "node_latency_p50_ns"
+    column = "rtt_p50_ns" if has_rtt else "transit_mean_ns"
     goals = [str(row[answer.columns.index("destination")]) for row in answer.rows]
     rows = [
         (f"{cut(source, PATH_CHARACTERS)} → {cut(goal, PATH_CHARACTERS)}", value)

@@ -106,20 +106,20 @@ FROM flows WHERE {IS_DROP} GROUP BY ALL ORDER BY packets DESC, reason LIMIT {{to
 SLOW = Summary(
     "slowest_paths",
     "Slowest paths",
-    "Pairs of ends by the worse half of their records: round trip (TCP), transit of the node.",
-    "no record carries rtt_ns or node_latency_ns",
+    "Pairs of ends by the worse half of their round trips (TCP), and by transit of the node.",
+    "no record carries tcp.rtt_ns or transit.count",
     """
 SELECT coalesce(nullif(concat_ws('/', "k8s.src.namespace", "k8s.src.pod.name"), ''),
         "src.address", '?') AS source,
     coalesce(nullif(concat_ws('/', "k8s.dst.namespace", "k8s.dst.pod.name"), ''),
         "dst.address", '?') AS destination,
     transport, count(*) AS records,
-    quantile_cont(rtt_ns, 0.5)::UBIGINT AS rtt_p50_ns, max(rtt_ns) AS rtt_max_ns,
-    quantile_cont(node_latency_ns, 0.5)::UBIGINT AS node_latency_p50_ns,
-    max(node_latency_ns) AS node_latency_max_ns
-FROM flows WHERE rtt_ns IS NOT NULL OR node_latency_ns IS NOT NULL
+    quantile_cont("tcp.rtt_ns", 0.5)::UBIGINT AS rtt_p50_ns, max("tcp.rtt_ns") AS rtt_max_ns,
+    (sum("transit.sum_ns") / sum("transit.count"))::UBIGINT AS transit_mean_ns,
+    max("transit.max_ns") AS transit_max_ns
+FROM flows WHERE "tcp.rtt_ns" IS NOT NULL OR "transit.count" IS NOT NULL
 GROUP BY ALL
-ORDER BY greatest(coalesce(rtt_p50_ns, 0), coalesce(node_latency_p50_ns, 0)) DESC,
+ORDER BY greatest(coalesce(rtt_p50_ns, 0), coalesce(transit_mean_ns, 0)) DESC,
     source, destination LIMIT {top}
 """,
 )

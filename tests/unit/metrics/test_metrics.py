@@ -176,10 +176,16 @@ def test_promtool_has_nothing_to_say(server):
     exporter, served = server
     exporter.look = lambda: Health({"a": 1}, {"p": (1, 1)}, {"node": (1, 2)}, {"name": 1})
     whole = flows(WEB, DEAD)
-    latencies = {name: Column(np.array([5000, 9000])) for name in ("rtt_ns", "node_latency_ns")}
+    latencies = {"tcp.rtt_ns": Column(np.array([5000, 9000]))}
+    latencies["transit.histogram"] = Column(np.array([-1, 0], np.int32), ("512:1,4096:7",))
+    latencies["transit.sum_ns"] = Column(np.array([0, 40_000]), None, np.array([False, True]))
     exporter.add(FlowTable(2, {**whole.columns, **latencies}), 0.1)
     text, found = scrape(served.url)
     assert found["tracer_tcp_rtt_seconds_count",] == 2
+    transit = "tracer_node_transit_seconds"
+    assert (found[f"{transit}_count",], found[f"{transit}_sum",]) == (8, 4e-5)
+    for bound, below in (("1.024e-06", 1), ("4.096e-06", 1), ("8.192e-06", 8), ("+Inf", 8)):
+        assert found[f"{transit}_bucket", ("le", bound)] == below
     done = subprocess.run(
         [promtool, "check", "metrics"], input=text, capture_output=True, text=True, timeout=60,
         check=False,

@@ -141,11 +141,11 @@ def test_every_form_and_every_node_is_one_view(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(record())))
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines(record())))
     parquet(tmp_path / "date=2026-01-31" / "hour=12" / "n1.parquet", record())
-    parquet(tmp_path / "date=2026-01-31" / "hour=12" / "n2.parquet", record(rtt_ns=7))
+    parquet(tmp_path / "date=2026-01-31" / "hour=12" / "n2.parquet", record(tcp__rtt_ns=7))
     parquet(tmp_path / "flat.parquet", record(), version=None)
     with store(tmp_path) as opened:
         count, packets, rtt, hours = opened.ask(
-            "SELECT count(*), sum(packets), max(rtt_ns), count(hour) FROM flows"
+            'SELECT count(*), sum(packets), max("tcp.rtt_ns"), count(hour) FROM flows'
         ).rows[0]
     assert (count, packets, rtt, hours) == (6, 12, 7, 2)
 
@@ -266,8 +266,8 @@ def test_records_of_sampled_packets_stand_for_all(tmp_path):
 
 
 def test_slow_paths_are_those_with_the_worst_median(tmp_path):
-    fast = [record(second, rtt_ns=1000, dst__address="10.0.2.1") for second in range(5)]
-    slow = [record(second, rtt_ns=9000 + second) for second in range(5)]
+    fast = [record(second, tcp__rtt_ns=1000, dst__address="10.0.2.1") for second in range(5)]
+    slow = [record(second, tcp__rtt_ns=9000 + second) for second in range(5)]
     (tmp_path / "a.jsonl").write_bytes(lines(*fast, *slow))
     with store(tmp_path) as opened:
         first, second = answers(opened, "slowest_paths")
@@ -277,6 +277,15 @@ def test_slow_paths_are_those_with_the_worst_median(tmp_path):
         9004,
     )
     assert second["rtt_p50_ns"] == 1000
+
+
+def test_slow_paths_by_transit_of_the_node(tmp_path):
+    timed = {"transit__count": 3, "transit__sum_ns": 9000, "transit__max_ns": 5000}
+    more = {"transit__count": 1, "transit__sum_ns": 7000, "transit__max_ns": 7000}
+    (tmp_path / "a.jsonl").write_bytes(lines(record(1, **timed), record(2, **more)))
+    with store(tmp_path) as opened:
+        (found,) = answers(opened, "slowest_paths")
+    assert (found["transit_mean_ns"], found["transit_max_ns"]) == (4000, 7000)
 
 
 def test_losses_are_told(tmp_path, capsys):
@@ -414,7 +423,7 @@ def test_the_page_is_whole_and_harmless(tmp_path, capsys):
     names = {"k8s__pod__name": EVIL, "k8s__src__pod__name": EVIL, "dst__address": EVIL}
     (tmp_path / "a.jsonl").write_bytes(
         lines(
-            record(rtt_ns=5, **names),
+            record(tcp__rtt_ns=5, **names),
             record(9, **names, **died),
             {"type": "lost", "source": EVIL, "count": 1},
         )
