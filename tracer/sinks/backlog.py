@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from tracer.files import NoRoomError
@@ -29,6 +31,27 @@ class Piece:
         return sum(map(len, self.parts))
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A piece in one block: parts of their own would hold on to the memory they were made in."""
+
+    data: bytes
+    ends: array[int]
+    """Of each part in `data`."""
+    records: int
+
+    def piece(self) -> Piece:
+        """As it was."""
+        starts = (0, *self.ends[:-1])
+        parts = tuple(self.data[at:end] for at, end in zip(starts, self.ends, strict=True))
+        return Piece(parts, self.records)
+
+
+def _waiting(piece: Piece) -> _Waiting:
+    ends = array("Q", accumulate(map(len, piece.parts)))
+    return _Waiting(b"".join(piece.parts), ends, piece.records)
+
+
 class Backlog:
     """Pieces on their way to a file, in order.
 
@@ -46,7 +69,7 @@ class Backlog:
     ) -> None:
         self._name, self._write, self._lost, self._tell = name, write, lost, tell
         self._limit_bytes, self._held_bytes = limit_bytes, 0
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[_Waiting] = deque()
         self._full = False
         self._untold = 0
         self.thrown_away = 0
@@ -54,9 +77,10 @@ class Backlog:
 
     def put(self, piece: Piece) -> None:
         """Write what waits and then `piece`; what finds no room waits."""
-        self._pieces.append(piece)
-        self._held_bytes += piece.size_bytes
-        self.flush()
+        rest = self._attempt(piece) if self.flush() else piece
+        if rest is not None:
+            self._pieces.append(_waiting(rest))
+            self._held_bytes += rest.size_bytes
         while self._held_bytes > self._limit_bytes:
             self._drop_oldest()
 
@@ -64,16 +88,16 @@ class Backlog:
         """Try to write all that waits; whether nothing waits any more."""
         while self._untold or self._pieces:
             untold = self._untold
-            rest = self._attempt(self._lost(untold) if untold else self._pieces[0])
+            rest = self._attempt(self._lost(untold) if untold else self._pieces[0].piece())
             if rest is not None:
                 if not untold:
-                    self._held_bytes -= self._pieces[0].size_bytes - rest.size_bytes
-                    self._pieces[0] = rest
+                    self._held_bytes -= len(self._pieces[0].data) - rest.size_bytes
+                    self._pieces[0] = _waiting(rest)
                 return False
             if untold:
                 self._untold = 0
             else:
-                self._held_bytes -= self._pieces.popleft().size_bytes
+                self._held_bytes -= len(self._pieces.popleft().data)
         if self._full:
             self._full = False
             lost = f"; {self.thrown_away} records were lost so far" if self.thrown_away else ""
@@ -89,7 +113,7 @@ class Backlog:
 
     def _drop_oldest(self) -> None:
         piece = self._pieces.popleft()
-        self._held_bytes -= piece.size_bytes
+        self._held_bytes -= len(piece.data)
         self._untold += piece.records
         self.thrown_away += piece.records
 
