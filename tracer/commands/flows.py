@@ -167,6 +167,7 @@ class Flows:
         interval_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
         self._begin_ns = now_ns
         self.packets += int(flows[1]["packets"].sum()) + int(other[1].sum())
+        other = at_pods(other[0], context.node)[0], *other[1:]
         tables = chain(
             flow_tables(*flows, context, self._placed(details)),
             [drop_table(*drops, context, interval_ns)],
