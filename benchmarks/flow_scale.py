@@ -80,8 +80,9 @@ def measure(flows: int, form: str, directory: Path) -> dict[str, Any]:
     finally:
         sender.kill()
     reader = READERS[form].format(path.with_suffix(""))
-    query = f"""select sum(packets), count(*) from {reader} where direction = 'egress'
-        and "netns.name" = '{next(iter(PODS))}' and transport = 'udp'"""  # noqa: S608 - our own words
+    query = f"""select sum(packets), count(transport) from {reader} where direction = 'egress'
+        and "netns.name" = '{next(iter(PODS))}' and coalesce(transport, 'udp') = 'udp'
+        and coalesce("network.type", 'ipv4') = 'ipv4'"""  # noqa: S608 - our own words
     packets, records = duckdb.execute(query).fetchone() or (0, 0)
     return {
         "format": form,

@@ -1,0 +1,319 @@
+"""Is `tracer flows` flat and exact while everything around it changes? Months in minutes.
+
+    sudo .venv/bin/python benchmarks/soak.py [--minutes 30] [--connections 1000] [--step-clock]
+
+In a world of its own (network, mounts and processes: nothing of the machine takes part) a real
+containerd runs pods. A pod opens connections to another without a pause; pods and namespaces come,
+send a counted number of packets and go; files rotate every few seconds and are read and removed;
+their disk fills up and is freed; containerd is killed and started again. With --step-clock the
+wall clock is set forward and back, which everything else on the machine sees, too.
+
+Judged are: every counted packet is in the files once (unless it is in a device's sum, which the
+figures tell); all packets of the two pods with connections are those of their devices' statistics;
+memory in the last third is that of the second; no record is lost; stderr holds nothing that what
+was done does not explain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "functional"))
+
+from lab import cluster as lab_cluster
+from lab import namespaces, runner
+from lab.namespaces import End
+from lab.shell import run
+from lab.traffic import send_udp, udp_listener
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.synchronize import Event
+
+INSIDE = "TRACER_SOAK_INSIDE"
+WORLD = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+UID_MARK = "50a650a6"
+DISK, DISK_BYTES = Path("/run/soak"), 96 << 20
+FULL_S, PAUSE_S = 3.0, 2.0
+MAX_FLOWS = 131072
+"""Room for some seconds without a processor."""
+SAMPLE_S = 5.0
+GROWTH_BYTES = 8 << 20
+"""Memory that may come and go between two thirds of a run."""
+IN_FLIGHT = 16
+"""Packets of neighbour discovery between the look at a device and that at its counters."""
+EXPLAINED = re.compile(
+    r"tracing flows |the wall clock was set|\d+ flow records|over: |"
+    r"warning: \S+: (no space left on device: records wait|no room)|"
+    r"warning: (cri|containerd|/run/containerd|runtime)"
+)
+LINGER_0 = struct.pack("ii", 1, 0)
+
+
+def world() -> None:
+    """What the world inside needs first; /run is its own, with all that lives there."""
+    run("mount", "-t", "tmpfs", "tmpfs", "/run")
+    Path("/run/netns").mkdir()
+    run("mount", "--bind", "/run/netns", "/run/netns")
+    run("mount", "--make-shared", "/run/netns")
+    run("ip", "link", "set", "lo", "up")
+    DISK.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(DISK))
+    lab_cluster.UID_MARK = UID_MARK
+
+
+def connect_forever(client: str, web: str, address: str, a_second: int, stop: Event) -> None:
+    """So many short TCP connections a second, each with a question and an answer."""
+    asking, answering = namespaces.Namespace(client), namespaces.Namespace(web)
+    listener = answering.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("", 7001))
+    listener.listen(64)
+    begin_s, made = time.monotonic(), 0
+    with asking.entered():
+        while not stop.is_set():
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+                one.settimeout(5)
+                # Ends with a reset: no port waits for its TIME_WAIT.
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
+                one.connect((address, 7001))
+                with listener.accept()[0] as accepted:
+                    one.sendall(b"question")
+                    accepted.recv(100)
+                    accepted.sendall(b"answer")
+                    one.recv(100)
+            made += 1
+            time.sleep(max(0.0, begin_s + made / a_second - time.monotonic()))
+
+
+class Files:
+    """Reads and removes what tracer has finished; the sums of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.by_port: Counter[int] = Counter()
+        self.by_device: Counter[tuple[int, str]] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.records = self.files = self.other = 0
+
+    def collect(self, *, everything: bool = False) -> None:
+        """Of backups all; the file that is written only when nobody writes it any more."""
+        for file in sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}")):
+            self._take(file)
+        if everything:
+            self._take(self._path)
+
+    def _take(self, file: Path) -> None:
+        for line in file.read_bytes().splitlines():
+            self._add(orjson.loads(line))
+        file.unlink()
+        self.files += 1
+
+    def _add(self, record: dict[str, Any]) -> None:
+        self.records += 1
+        if record["type"] == "lost":
+            self.lost[record["source"]] += record["count"]
+        elif record["verdict"] == "forwarded":
+            self.by_device[record["netns"], record["direction"]] += record["packets"]
+            self.other += record["packets"] if "flow.other" in record else 0
+            if record["direction"] == "ingress" and record.get("transport") == "udp":
+                self.by_port[record["dst.port"]] += record["packets"]
+
+
+class Soak:
+    """The world's events, one after another, and what they must have left in the files."""
+
+    def __init__(self, cluster: lab_cluster.Cluster, files: Files, *, step_clock: bool) -> None:
+        self._cluster, self._files = cluster, files
+        self.sent: Counter[int] = Counter()
+        self._number = 0
+        self._events = [self.pod, self.namespace, self.full_disk, self.runtime]
+        if step_clock:
+            self._events.append(self.clock)
+        self.done: Counter[str] = Counter()
+
+    def next(self) -> None:
+        """One event."""
+        event = self._events[self._number % len(self._events)]
+        self._number += 1
+        event()
+        self.done[event.__name__] += 1
+        time.sleep(PAUSE_S)
+        self._files.collect()
+
+    def _send(self, where: namespaces.Namespace) -> None:
+        """A counted number of packets to a port that nobody else uses."""
+        port, count = 21000 + self._number, 37
+        with udp_listener(self._cluster.web.where, port):
+            send_udp(where, (self._cluster.web.ip4, port), count)
+        self.sent[port] += count
+
+    def pod(self) -> None:
+        """A pod comes, sends and goes."""
+        key = f"soak/brief-{self._number}"
+        brief = self._cluster.run_pod(key, app="brief")
+        self._send(brief.where)
+        self._cluster.remove_pod(key)
+
+    def namespace(self) -> None:
+        """A network namespace that is no pod's does the same."""
+        made = namespaces.create("soak")
+        # The kernel takes a namespace's devices away some time after the namespace.
+        here = f"{namespaces.PREFIX}s{self._number}"
+        namespaces.join(
+            End(namespaces.node(), here, ("10.247.1.1/24",)), End(made, "eth0", ("10.247.1.2/24",))
+        )
+        made.ip("route add default via 10.247.1.1")
+        self._send(made)
+        namespaces.delete("soak")
+
+    def full_disk(self) -> None:
+        """Nothing can be written for a while."""
+        filler = DISK / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(1 << 20)):
+                pass
+        time.sleep(FULL_S)
+        filler.unlink()
+
+    def runtime(self) -> None:
+        """Containerd dies and comes again."""
+        self._cluster.runtime.kill()
+        self._send(self._cluster.client.where)
+        self._cluster.runtime.start()
+
+    def clock(self) -> None:
+        """The wall clock is an hour ahead for a second."""
+        for by_s in (3600, -3600):
+            time.clock_settime(time.CLOCK_REALTIME, time.clock_gettime(time.CLOCK_REALTIME) + by_s)
+            time.sleep(1)
+
+
+@contextmanager
+def connections(cluster: lab_cluster.Cluster, a_second: int) -> Iterator[None]:
+    """Short connections from client to web for the block."""
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    ends = cluster.client.where.path, cluster.web.where.path, cluster.web.ip4
+    process = context.Process(target=connect_forever, args=(*ends, a_second, stop))
+    process.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        process.join(10)
+        if process.exitcode:
+            raise RuntimeError("connections: an error (see stderr)")
+
+
+def device_packets(pod: lab_cluster.Pod) -> dict[tuple[int, str], int]:
+    """What the pod's device has counted."""
+    ways = (("egress", "tx_packets"), ("ingress", "rx_packets"))
+    where = pod.where
+    return {(where.inode, way): where.device_statistic("eth0", name) for way, name in ways}
+
+
+def soak(cluster: lab_cluster.Cluster, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run for the time; the figures."""
+    path = DISK / "flows.jsonl"
+    files = Files(path)
+    words = ("--interval", "1s", "--file-max-age", "4s", "--file-max-backups", "0")
+    words += ("--max-flows", str(MAX_FLOWS))
+    watched = (cluster.client, cluster.web)
+    rss: list[tuple[float, int]] = []
+    with ExitStack() as held:
+        live = held.enter_context(runner.running("flows", *words, "--write", str(path)))
+        process = psutil.Process(live.process.pid)
+        before = {key: n for pod in watched for key, n in device_packets(pod).items()}
+        whole = Soak(cluster, files, step_clock=arguments.step_clock)
+        begin_s, cpu_s = time.monotonic(), runner.cpu_s(process.pid)
+        with connections(cluster, arguments.connections):
+            while (now_s := time.monotonic() - begin_s) < arguments.minutes * 60:
+                whole.next()
+                if not rss or now_s - rss[-1][0] > SAMPLE_S:
+                    rss.append((now_s, process.memory_info().rss))
+        time.sleep(2)
+        cpu_s = runner.cpu_s(process.pid) - cpu_s
+        after = {key: n for pod in watched for key, n in device_packets(pod).items()}
+        done = live.stop()
+    files.collect(everything=True)
+    grew = {key: after[key] - before[key] for key in before}
+    return {
+        "minutes": arguments.minutes,
+        "events": dict(whole.done),
+        "files": files.files,
+        "records": files.records,
+        "packets": sum(files.by_device.values()),
+        "packets_summed_by_device": files.other,
+        "cpu_percent": round(100 * cpu_s / (arguments.minutes * 60), 2),
+        "rss_mb": [round(size / 1e6, 1) for _, size in rss[:: max(1, len(rss) // 24)]],
+        "wrong": judge(whole, files, grew, rss, done),
+    }
+
+
+def judge(
+    whole: Soak,
+    files: Files,
+    grew: dict[tuple[int, str], int],
+    rss: list[tuple[float, int]],
+    done: runner.Done,
+) -> list[str]:
+    """What is not as it should be, one line each."""
+    wrong = [
+        f"port {port}: {count} sent, {files.by_port[port]} in the files"
+        for port, count in whole.sent.items()
+        if not count - files.other <= files.by_port[port] <= count
+    ]
+    wrong += [
+        f"device of netns {key[0]}, {key[1]}: {count} packets, {files.by_device[key]} in the files"
+        for key, count in grew.items()
+        if abs(files.by_device[key] - count) > IN_FLIGHT
+    ]
+    sizes = [size for _, size in rss]
+    third = len(sizes) // 3
+    earlier, later = (statistics.median(part) for part in (sizes[third:-third], sizes[-third:]))
+    if later - earlier > GROWTH_BYTES:
+        wrong.append(f"memory: {earlier / 1e6:.1f} MB, then {later / 1e6:.1f} MB")
+    wrong += [f"lost: {count} of {source}" for source, count in files.lost.items()]
+    wrong += [f"exit code {done.code}"] if done.code else []
+    lines = [line for line in done.err.splitlines() if not EXPLAINED.match(line)]
+    return wrong + [f"stderr: {line}" for line in dict.fromkeys(lines)]
+
+
+def main() -> int:
+    """Run, print; 1 when something is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--connections", type=int, default=1000, help="a second")
+    parser.add_argument("--step-clock", action="store_true", help="of the whole machine")
+    arguments = parser.parse_args()
+    if INSIDE not in os.environ:
+        again = (*WORLD, sys.executable, *sys.argv)
+        return subprocess.run(again, env={**os.environ, INSIDE: "1"}, check=False).returncode
+    world()
+    with lab_cluster.running() as cluster:
+        result = soak(cluster, arguments)
+    print(json.dumps(result, indent=2))
+    return bool(result["wrong"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
