@@ -2,9 +2,10 @@
 # Before this text, `machine` sets kernel_root, share, name, directory, and $@: the command.
 system_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH=/run/guest/bin:$system_path
-export HOME=/root USER=root LANG=C.UTF-8 TERM=dumb
+# What comes and goes in the host's /tmp is seen in the guest's.
+export HOME=/root USER=root LANG=C.UTF-8 TERM=dumb TMPDIR=/run/tmp
 cd /run/guest || exit
-mkdir -p /run/lock /run/netns /dev/pts /dev/shm /lib/modules
+mkdir -p /run/lock /run/netns /run/tmp /dev/pts /dev/shm /lib/modules
 ln -sf /proc/self/fd /dev/fd
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs shm /dev/shm
