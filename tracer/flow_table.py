@@ -60,6 +60,7 @@ COLUMNS = (
     Field("service.name", TEXT, "its name"),
     Field("service.address", TEXT, "its address, before DNAT"),
     Field("service.port", "u2", "its port, or NodePort"),
+    Field("service.source", TEXT, "`rules`: by kube-proxy's rules; absent: by the Kubernetes API"),
     Field("network.type", TEXT, "`ipv4`, `ipv6`, `arp`, …"),
     Field("transport", TEXT, "`tcp`, `udp`, `icmp`, …; a protocol without a name as its number"),
     Field("network.iana_number", "u1", "the same as a number"),

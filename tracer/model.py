@@ -145,6 +145,8 @@ class Service(Named):
     """internalTrafficPolicy Local: only endpoints on the sender's node."""
     external_local: bool = False
     """externalTrafficPolicy Local: only endpoints on the node that is asked."""
+    source: str = ""
+    """Who told of it: `rules` of kube-proxy; empty: the Kubernetes API."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tracer import instance
 from tracer.analysis.drops import Context
@@ -30,15 +30,29 @@ from tracer.kernel.symbols import Symbols
 from tracer.layout import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import FrameType
 
-    from tracer.cluster.cluster import Cluster
     from tracer.kernel.program import Program
     from tracer.model import ClusterView, Node
 
 ONE = (1).to_bytes(4, sys.byteorder)
+
+
+class Beyond(Protocol):
+    """What tells of more than the node: the Kubernetes API, or kube-proxy's rules."""
+
+    view: ClusterView
+    version: int
+    """Grows with every change of `view` or `warnings`."""
+    warnings: tuple[str, ...]
+
+    def start(self, on_change: Callable[[], None]) -> None:
+        """Follow; `on_change` is called in another thread after each new `version`."""
+
+    def stop(self) -> None:
+        """Stop following; `view` stays readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +95,7 @@ class Run:
         limits: Limits,
         *,
         concurrent: bool = False,
-        cluster: Cluster | None = None,
+        cluster: Beyond | None = None,
     ) -> None:
         """Claim the command and its signals; TracerError where it runs already.
 
@@ -247,7 +261,7 @@ class Session(Run):
         limits: Limits,
         *,
         concurrent: bool = False,
-        cluster: Cluster | None = None,
+        cluster: Beyond | None = None,
     ) -> None:
         """Claim, load, and scan the node meanwhile; raises TracerError for what stops it."""
         require_root()

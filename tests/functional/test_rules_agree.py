@@ -371,6 +371,7 @@ def read(router, reader):
     ruleset = reader.read(
         Texts(
             nft=router.run("nft", "-a", "-j", "list", "ruleset").encode(),
+            chains=router.run("nft", "list", "chains"),
             iptables=save("iptables-nft"),
             ip6tables=save("ip6tables-nft"),
             iptables_legacy=save("iptables-legacy"),

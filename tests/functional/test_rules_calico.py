@@ -133,15 +133,20 @@ def test_an_ipset_is_read_again_when_it_changes(node, keys, drops, version):
         refused(node, keys, watch, version, case, "inferred", "iptables-nft")
 
 
+@pytest.fixture(scope="module")
+def trace(node, cri_env):  # noqa: ARG001 - the rules are there before it looks
+    with runner.running("trace", FILTER, "--rules", "-o", "json", env=cri_env) as live:
+        yield live
+        done = live.stop()
+    assert "Traceback" not in done.err
+
+
 @FAMILIES
-def test_let_through_by_a_policy(node, cri_env, version):
+def test_let_through_by_a_policy(node, trace, version):
     """`trace --rules` names the policy whose rule marked the SYN, by its ipset."""
     client, web = node.hosts["client"], node.hosts["web"]
-    with (
-        tcp_listener(web.where, calico.WEB_PORT, 2 if version == 4 else 10),
-        runner.running("trace", FILTER, "--rules", "-o", "json", env=cri_env) as live,
-    ):
-        watch = runner.watch(live)
+    with tcp_listener(web.where, calico.WEB_PORT, 2 if version == 4 else 10):
+        watch = runner.watch(trace)
         assert open_tcp(client.where, (web.ip(version), calico.WEB_PORT)) is None
         syn = {"type": "packet", "tcp.flags": "SYN", "dst.address": web.ip(version)}
         (record,) = watch.expect(1, syn, timeout_s=15)
@@ -151,6 +156,7 @@ def test_let_through_by_a_policy(node, cri_env, version):
     ]
     (mark,) = [one for one in marks if "mark" in one.get("netfilter.changes", ())]
     assert f"--match-set cali{version}0s:" in mark["netfilter.rule"]
+    assert mark["netfilter.sets"] == [f"{client.ip(version)} in {calico.ipset(version)}"]
     assert (mark["policy.namespace"], mark["policy.name"]) == ("shop", "web-allow")
     told = "NetworkPolicy shop/web-allow (Calico), ingress: allowed by one of its rules."
     assert mark["netfilter.object.sentence"] == told

@@ -121,17 +121,24 @@ def test_refused_by_a_policy_in_iptables_legacy(legacy_node, drops, version):
             refused(legacy_node, watch, "iptables-legacy", version, case, INFERRED)
 
 
+@pytest.fixture(scope="module")
+def trace(node):  # noqa: ARG001 - all is there before it looks
+    with runner.running("trace", f"tcp dst port {kr.WEB_PORT}", "--rules", "-o", "json") as live:
+        yield live
+        done = live.stop()
+    assert "Traceback" not in done.err
+
+
 @FAMILIES
 @pytest.mark.parametrize("form", ["nftables", "iptables-nft"])
-def test_let_through_by_a_policy(node, form, version):
+def test_let_through_by_a_policy(node, trace, form, version):
     """`trace --rules` names the rule of the policy that marked the SYN, and what then took it."""
     client, web = node.hosts["client"], node.hosts["web"]
     with (
         kr.rules(node.node, form),
         tcp_listener(web.where, kr.WEB_PORT, 2 if version == 4 else 10),
-        runner.running("trace", f"tcp dst port {kr.WEB_PORT}", "--rules", "-o", "json") as live,
     ):
-        watch = runner.watch(live)
+        watch = runner.watch(trace)
         assert open_tcp(client.where, (web.ip(version), kr.WEB_PORT)) is None
         syn = {"type": "packet", "tcp.flags": "SYN", "dst.address": web.ip(version)}
         (record,) = watch.expect(1, syn, timeout_s=15)
@@ -142,6 +149,9 @@ def test_let_through_by_a_policy(node, form, version):
              and "mark" in rule.get("netfilter.changes", ()) and "policy.name" in rule]  # fmt: skip
     assert marks, rules
     for rule in marks:
+        who, whom = rule["netfilter.sets"]
+        assert who.startswith(f"{client.ip(version)} in ")
+        assert whom.startswith(f"{web.ip(version)} in ")
         assert (rule["policy.namespace"], rule["policy.name"]) == ("shop", "web-allow-client")
         assert rule["netfilter.object.does"] == "allowed"
         assert kr.FIREWALLS["web"] in rule["netfilter.path"]

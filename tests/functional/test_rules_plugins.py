@@ -39,6 +39,8 @@ class Told(NamedTuple):
     """What it did to the packet; empty: it accepted it."""
     owner: str
     sentence: str
+    sets: tuple[str, ...] = ()
+    """What sets answered to it."""
 
 
 class Case(NamedTuple):
@@ -186,7 +188,8 @@ CASES = {
         Told("FORWARD", "ANTREA-FORWARD", "", "antrea",
              "Accepted by Antrea: accept packets from local Pods."),
         Told("POSTROUTING", "ANTREA-POSTROUTING", "masquerade", "antrea",
-             "Masqueraded by Antrea: masquerade Pod to external packets."),
+             "Masqueraded by Antrea: masquerade Pod to external packets.",
+             ("192.0.2.2 not in ANTREA-POD-IP",)),
     )),
     "ip-masq-agent": Case(AGENT, "agent", (
         Told("POSTROUTING", "IP-MASQ-AGENT", "masquerade", "ip-masq-agent",
@@ -262,6 +265,7 @@ def test_who_masquerades(node, trace, name):
         assert rule["netfilter.handle"] > 0
         assert rule["netfilter.object.owner"] == told.owner
         assert rule["netfilter.object.sentence"] == told.sentence
+        assert rule.get("netfilter.sets", []) == list(told.sets)
 
 
 def test_a_drop_among_a_plugins_rules(node, cri_env):
@@ -281,6 +285,7 @@ def test_a_drop_among_a_plugins_rules(node, cri_env):
         assert record["netfilter.rule"] == f"udp dport {port} ip daddr @denied drop"
         assert record["netfilter.rule_source"] == "inferred"
         assert record["netfilter.object.owner"] == "flannel"
+        assert record["netfilter.sets"] == ["192.0.2.2 in denied"]
 
 
 # The real plugins bridge and portmap

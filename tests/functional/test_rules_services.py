@@ -26,6 +26,8 @@ class Case(NamedTuple):
     rule: dict[str, str]
     service: str
     words: str
+    sets: str = ""
+    """What a map of nftables mode answered."""
 
 
 LB, UNUSED, REMOTE = ("203.0.113.100", 80), ("10.96.33.44", 80), ("10.96.10.10", 80)
@@ -38,6 +40,7 @@ CASES = {
         {"iptables": "shop/no-endpoints has no endpoints", "nftables": "reject"},
         "shop/no-endpoints",
         "has no endpoints",
+        "10.96.10.5 . tcp . 80 in no-endpoint-services",
     ),
     "no local endpoints": Case(
         REMOTE,
@@ -123,6 +126,8 @@ def refused(node, named, proxy, source, case):
         "netfilter.path": lambda path: len(path) > 1,
         "netfilter.object.owner": "kube-proxy",
     }
+    if case.sets and proxy == "nftables":
+        wanted["netfilter.sets"] = [case.sets]
     if case.service:
         namespace, service = case.service.split("/")
         wanted |= {"service.namespace": namespace, "service.name": service}

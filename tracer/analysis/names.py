@@ -85,5 +85,6 @@ def service_fields(node: Node, record: Record) -> Record:
                 "service.name": service.name,
                 "service.address": address,
                 "service.port": port,
+                **({"service.source": service.source} if service.source else {}),
             }
     return {}

@@ -76,6 +76,9 @@ def _packet(
         ether_daddr=data[:6].hex(":") if has_mac else None,
         ether_saddr=data[6:12].hex(":") if has_mac else None,
         ether_type=ethertype,
+        arp_operation=int.from_bytes(network[6:8], "big") if family == "arp" else None,
+        arp_saddr=record.get("arp.sender.mac"),
+        arp_daddr=record.get("arp.target.mac"),
     )
 
 
@@ -89,21 +92,32 @@ def _devices(event: np.void, record: Record, node: Node) -> tuple[str | None, st
     """Input and output device by the hook; None where the drop does not tell."""
     here, hook = record.get("interface.name"), record.get("netfilter.hook", "")
     netns = int(event["netns"])
-    came = node.devices.get((netns, int(event["iif"])))
+    came, goes = (node.devices.get((netns, int(event[end]))) for end in ("iif", "out_ifindex"))
     bridge = _bridge_of(node, netns, int(event["ifindex"]))
+    if record.get("netfilter.family") == "bridge":
+        return _ports(hook, here, came.name if came else None)
     if bridge and hook in ("FORWARD", "POSTROUTING"):
         # br_netfilter shows a bridged packet to rules as if the bridge had routed it.
-        return bridge if hook == "FORWARD" else None, bridge
-    if hook in ("PREROUTING", "INPUT", "INGRESS"):
-        return here, ""
-    if hook == "FORWARD":
-        goes = node.devices.get((netns, int(event["out_ifindex"])))
-        return here or (came.name if came else None), goes.name if goes else None
-    if hook == "OUTPUT":
-        return "", here
-    if hook == "POSTROUTING":
-        return (came.name if came else "" if not event["iif"] else None), here
-    return None, None
+        return bridge if hook == "FORWARD" else "", bridge
+    sent = "" if not event["iif"] else None
+    ways = {
+        "INGRESS": (here, ""),
+        "PREROUTING": (here, ""),
+        "INPUT": (here, ""),
+        "FORWARD": (here or (came.name if came else None), goes.name if goes else None),
+        "OUTPUT": ("", here),
+        "POSTROUTING": (came.name if came else sent, here),
+    }
+    return ways.get(hook, (None, None))
+
+
+def _ports(hook: str, here: str | None, came: str | None) -> tuple[str | None, str | None]:
+    """The same of a chain of the family bridge, which sees ports."""
+    ways = {
+        "PREROUTING": (here, ""), "INPUT": (came, ""), "FORWARD": (came, here),
+        "OUTPUT": ("", here), "POSTROUTING": ("", here),
+    }  # fmt: skip
+    return ways.get(hook, (None, None))
 
 
 def _bridge_of(node: Node, netns: int, ifindex: int) -> str:

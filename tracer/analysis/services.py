@@ -48,7 +48,14 @@ def service_columns(
         "service.name": _spread([one.name for one in services], found),
         "service.address": _spread(addresses, at),
         "service.port": Column(ports, None, held),
+        "service.source": _spread([one.source for one in services], _sourced(services, found)),
     }
+
+
+def _sourced(services: Sequence[Service], found: Codes) -> Codes:
+    """The same indices; -1 where the API told of the Service."""
+    told = np.array([*(bool(one.source) for one in services), False])
+    return np.where(told[found], found, -1)
 
 
 def _candidates(addresses: Sequence[str], node: Node) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.objects import RuleObjects
 from tracer.analysis.rule_fields import object_fields
+from tracer.analysis.rule_sets import set_lookups
 from tracer.analysis.rule_trace import knows, traced_end
 from tracer.analysis.ruleset.model import XT_LEGACY
 from tracer.attribution.handles import Handles
@@ -60,10 +61,13 @@ class Behind:
         return replace(end, rule=found) if found.body is rule.body else end
 
     def object(self, end: End, packet: Packet, reading: Reading) -> Record:
-        """The Kubernetes object behind a rule or a policy, if anybody knows it."""
+        """The Kubernetes object behind a rule or a policy, if anybody knows it; sets it asked."""
         objects = self._get(reading.ruleset, self._node())
         found = objects.of(end.rule, packet, end.path) if end.rule else objects.of_policy(end.base)
-        return object_fields(found) if found else {}
+        fields = object_fields(found) if found else {}
+        if lookups := set_lookups(reading.ruleset, end, packet):
+            fields["netfilter.sets"] = lookups
+        return fields
 
     def _get(self, ruleset: Ruleset, node: Node) -> RuleObjects:
         known = self._objects.get(id(ruleset))

@@ -331,7 +331,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             selection,
             options.limits(args),
             concurrent=concurrent,
-            cluster=options.cluster(args),
+            cluster=options.cluster(args) or options.rule_services(args),
         ) as running,
     ):
         running.scan()

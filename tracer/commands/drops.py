@@ -288,7 +288,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         selection,
         options.limits(args),
         concurrent=args.concurrent,
-        cluster=cluster,
+        cluster=cluster or options.rule_services(args),
     ) as session:
         _fill_reasons(session, args.reason)
         with rule_naming(session, args.rules, " ".join(args.filter), say) as rules:

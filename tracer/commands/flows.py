@@ -320,7 +320,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         options.pod_selection(args),
         options.limits(args),
         concurrent=args.concurrent,
-        cluster=options.cluster(args),
+        cluster=options.cluster(args) or options.rule_services(args),
     ) as session:
         dns = dns_answers(session) if dns_answers else None
         budget = Budget(args.max_cpu, session.loaded.programs) if args.max_cpu else None

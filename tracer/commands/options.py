@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.labels import parse_selector
 from tracer.analysis.selection import PodSelection
+from tracer.attribution.rule_services import RuleServices
 from tracer.cluster.credentials import connect
 from tracer.errors import TracerError
 from tracer.session import Limits
@@ -203,6 +204,11 @@ def cluster(args: argparse.Namespace) -> Cluster | None:
     from tracer.cluster.cluster import Cluster  # noqa: PLC0415 - an HTTP client: for those who ask
 
     return Cluster(access)
+
+
+def rule_services(args: argparse.Namespace) -> RuleServices | None:
+    """Services without the API, by kube-proxy's rules; None where --rules=off forbids to read."""
+    return None if getattr(args, "rules", "") == "off" else RuleServices()
 
 
 def attach_ways(args: argparse.Namespace) -> dict[str, str]:

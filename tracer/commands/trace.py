@@ -282,7 +282,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             options.pod_selection(args),
             options.limits(args),
             concurrent=args.concurrent,
-            cluster=cluster,
+            cluster=cluster or options.rule_services(args),
         ) as session:
             with rule_naming(session, args.rules, " ".join(args.filter), say) as rules:
                 trace = Trace(session, outputs, args, rules)

@@ -6,6 +6,7 @@ They are only asked to list; where a list could make the kernel load a module or
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import subprocess
@@ -27,6 +28,11 @@ _LEGACY = {
     "ip6tables_legacy": ("ip6_tables_names", "ip6tables-legacy-save"),
 }
 _XT_NFT = {"iptables": ("ip", "iptables-nft-save"), "ip6tables": ("ip6", "ip6tables-nft-save")}
+_KUBE_PROXY = "kube-proxy"
+"""Its table in nftables mode; in iptables mode its Services stand in these chains."""
+_SERVICE_LINES = re.compile(
+    r"^(?:\*\S+|COMMIT|[:-](?:A )?KUBE-(?:SERVICES|NODEPORTS|EXTERNAL-SERVICES) .*)$", re.MULTILINE
+)
 _SECTION = re.compile(r"^\*(\S+)$", re.MULTILINE)
 
 
@@ -35,7 +41,7 @@ class Printed:
     """What was printed; empty for what there is not."""
 
     texts: dict[str, str]
-    """`nft`, `iptables`, `ip6tables`, `iptables_legacy`, `ip6tables_legacy`, `ipset`."""
+    """`nft`, `iptables`, `ip6tables`, `iptables_legacy`, `ip6tables_legacy`, `ipset`, `chains`."""
     warnings: tuple[str, ...] = ()
     handles: bool = True
     """False where nft was not asked for the tables of iptables-nft: too many rules."""
@@ -58,11 +64,46 @@ def list_rules() -> Printed:
         texts["nft"] = _run(warnings, "nft", "-a", "-j", "list", "ruleset")
         if not _is_whole(texts["nft"]):
             texts["nft"] = _without(warnings, set())
+    if any(f'"hook": "{hook}"' in texts["nft"] for hook in ("ingress", "egress")):
+        texts["chains"] = _run(warnings, "nft", "list", "chains")
     for name, (tables, program) in _LEGACY.items():
         texts[name] = _run(warnings, program, "-c") if _listed(tables) else ""
     if any("--match-set" in texts[name] for name in (*_XT_NFT, *_LEGACY)):
         texts["ipset"] = _run(warnings, "ipset", "save")
     return Printed(texts, tuple(warnings), handles=not many)
+
+
+def list_service_rules() -> Printed:
+    """The same of the rules that tell Services of kube-proxy, of either mode, and no others."""
+    warnings: list[str] = []
+    programs = {name: program for name, (_, program) in _XT_NFT.items()}
+    programs |= {name: program for name, (tables, program) in _LEGACY.items() if _listed(tables)}
+    texts = {
+        name: service_lines(_run(warnings, program))
+        for name, program in programs.items()
+        if shutil.which(program)
+    }
+    with nfnl.open_socket() as sock:
+        tables = nft_table.tables(sock) if nft_generation() else []
+    others = {one for one in tables if one[1] != _KUBE_PROXY}
+    texts["nft"] = _without(warnings, others) if len(others) < len(tables) else ""
+    return Printed(texts, tuple(warnings), handles=False)
+
+
+def nft_generation() -> int:
+    """nf_tables' number of the ruleset here, which grows with each change; 0: no nf_tables."""
+    with nfnl.open_socket() as sock:
+        try:
+            return nft_table.generation(sock)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return 0
+
+
+def service_lines(save: str) -> str:
+    """The lines of iptables-save that tell Services, in their tables."""
+    return "\n".join([*_SERVICE_LINES.findall(save), ""])
 
 
 def _tables(save: str) -> list[str]:

@@ -23,7 +23,11 @@ WEB_PORT = 8080
 POLICIES = {"web": "shop/web-allow", "agent": "ops/default-deny"}
 """The NetworkPolicy that selects a pod, if one does."""
 _ACCEPTED, _PASS, _BOTH = "0x10000/0x10000", "0x0/0x20000", "0x0/0x30000"
-_SET = "s:DFfMZ2Sf_8YKJ6ybkR1pAy"
+
+
+def ipset(version: int) -> str:
+    """The ipset of those whom shop/web-allow lets come."""
+    return f"cali{version}0s:DFfMZ2Sf_8YKJ6ybkR1pAy"
 
 
 def device(key: str) -> str:
@@ -53,8 +57,8 @@ def rules(
     """The rules of both IP versions for the block; `members` are whom shop/web-allow lets come."""
     for version, name in ((4, tool), (6, tool.replace("ip", "ip6", 1))):
         family = "inet6" if version == 6 else "inet"
-        node.run("ipset", "create", f"cali{version}0{_SET}", "hash:net", "family", family)
-        node.run("ipset", "add", f"cali{version}0{_SET}", members[version])
+        node.run("ipset", "create", ipset(version), "hash:net", "family", family)
+        node.run("ipset", "add", ipset(version), members[version])
         node.run(f"{name}-restore", stdin=_text(version, keys))
     try:
         yield
@@ -69,11 +73,11 @@ def rules(
 @contextmanager
 def left_out(node: Namespace, version: int, address: str) -> Iterator[None]:
     """shop/web-allow does not let this address come, for the block."""
-    node.run("ipset", "del", f"cali{version}0{_SET}", address)
+    node.run("ipset", "del", ipset(version), address)
     try:
         yield
     finally:
-        node.run("ipset", "add", f"cali{version}0{_SET}", address)
+        node.run("ipset", "add", ipset(version), address)
 
 
 def _text(version: int, keys: Mapping[str, str]) -> str:
@@ -130,7 +134,7 @@ def _policies(version: int, namespaces: set[str]) -> Iterator[str]:
     ingress = policy_chain("web", "i")
     yield (
         f'-A {ingress} -p tcp "KubernetesNetworkPolicy {POLICIES["web"]} ingress" -m set'
-        f" --match-set cali{version}0{_SET} src -m multiport --dports {WEB_PORT}"
+        f" --match-set {ipset(version)} src -m multiport --dports {WEB_PORT}"
         f" -j MARK --set-xmark {_ACCEPTED}"
     )
     yield f"-A {ingress} -m mark --mark {_ACCEPTED} -j RETURN"

@@ -28,7 +28,7 @@ TRACE = f"""table inet {TRACE_TABLE} {{
 """
 WAIT_S = 5.0
 _LABEL = 0xFFFFF
-_IP = (0x0800, 0x86DD)
+_PROTOCOLS = (0x0800, 0x0806, 0x86DD)
 ETH_P_ALL = 3
 Arrived = dict[int, tuple[str, bytes]]
 """Number of a packet → `left` or `right`, and the packet from its network header on."""
@@ -87,7 +87,9 @@ class Sent:
 
 
 def number_of(network: bytes) -> int:
-    """The number of a packet, from its network header."""
+    """The number of a packet, from its network header; of ARP the end of the target's address."""
+    if not network[0]:
+        return int.from_bytes(network[26:28], "big")
     if network[0] >> 4 == 6:
         return int.from_bytes(network[:4], "big") & _LABEL
     return int.from_bytes(network[4:6], "big")
@@ -120,12 +122,16 @@ class Referee:
         self._drain()
         with _on_one_cpu():
             for packet in (*packets, last):
-                sender = self._senders[packet.origin, packet.v6]
-                sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, packet.mark)
-                with suppress(OSError):  # what a rule drops on its way out is EPERM to the sender
-                    sender.sendto(packet.data(), (packet.daddr, 0))
+                self.put(packet)
         visits = self._traced(last.number)
         return visits, self._arrived()
+
+    def put(self, packet: Sent) -> None:
+        """Send one packet from where it comes from."""
+        sender = self._senders[packet.origin, packet.v6]
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, packet.mark)
+        with suppress(OSError):  # what a rule drops on its way out is EPERM to the sender
+            sender.sendto(packet.data(), (packet.daddr, 0))
 
     def _traced(self, last: int) -> dict[int, list[Visit]]:
         found: dict[int, list[Visit]] = defaultdict(list)
@@ -147,7 +153,7 @@ class Referee:
             with suppress(BlockingIOError):
                 while True:
                     network, address = tap.recvfrom(2048)
-                    if address[2] == socket.PACKET_HOST and address[1] in _IP:
+                    if address[2] == socket.PACKET_HOST and address[1] in _PROTOCOLS:
                         found[number_of(network)] = name, network
         return found
 

@@ -127,7 +127,7 @@ def test_the_rule_in_one_line():
     assert rule_line({}) == ""
 
 
-def dropped(hook, **fields):
+def dropped(hook, family="ip", **fields):
     """The packet of a drop in namespace 7, by ports of a bridge or devices of their own."""
     devices = [Device(7, 1, "br0", "bridge"), Device(7, 2, "port", "veth", master=1),
                Device(7, 3, "left", "veth"), Device(7, 4, "right", "veth")]  # fmt: skip
@@ -136,7 +136,8 @@ def dropped(hook, **fields):
     for name, value in {"netns": 7, **fields}.items():
         event[name] = value
     here = node.devices[7, int(event["ifindex"])].name
-    return packet_at(event, {"interface.name": here, "netfilter.hook": hook}, node)
+    record = {"interface.name": here, "netfilter.hook": hook, "netfilter.family": family}
+    return packet_at(event, record, node)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def dropped(hook, **fields):
         ("FORWARD", {"ifindex": 3, "iif": 3, "out_ifindex": 4}, ("left", "right")),
         ("FORWARD", {"ifindex": 3, "iif": 3}, ("left", None)),
         ("FORWARD", {"ifindex": 2, "iif": 1}, ("br0", "br0")),
-        ("POSTROUTING", {"ifindex": 2, "iif": 1}, (None, "br0")),
+        ("POSTROUTING", {"ifindex": 2, "iif": 1}, ("", "br0")),
         ("POSTROUTING", {"ifindex": 4, "iif": 3, "out_ifindex": 4}, ("left", "right")),
         ("INPUT", {"ifindex": 3, "iif": 3, "out_ifindex": 1}, ("left", "")),
     ],
@@ -160,3 +161,10 @@ def test_what_is_not_to_be_tracked_is_not_invalid(info, state):
     entry = np.zeros(1, layout().structs["conntrack"])[0]
     entry["info"] = info
     assert dropped("INPUT", ifindex=3, ct=entry).ct.state == state
+
+
+def test_a_chain_of_the_family_bridge_sees_ports():
+    found = dropped("FORWARD", "bridge", ifindex=2, iif=3)
+    assert (found.iif, found.oif) == ("left", "port")
+    found = dropped("POSTROUTING", "bridge", ifindex=2, iif=3)
+    assert (found.iif, found.oif) == ("", "port")

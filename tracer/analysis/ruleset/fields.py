@@ -89,7 +89,7 @@ def _network(family: str, attribute: str) -> Callable[[View], Value]:
         if view.packet.family != family:
             return ABSENT
         value: Value = getattr(view.packet, attribute)
-        return values.address(value) if attribute.endswith("addr") and value else value
+        return values.address(value) if attribute in ("saddr", "daddr") and value else value
 
     return getter
 
@@ -109,6 +109,8 @@ def _protocol(view: View) -> Value:
 def _transport(protocol: int, attribute: str) -> Callable[[View], Value]:
     def getter(view: View) -> Value:
         packet = view.packet
+        if packet.family not in _NF_FAMILIES:
+            return ABSENT
         if packet.protocol is None or packet.fragment_offset is None:
             return None
         if packet.protocol != protocol or packet.fragment_offset:
@@ -122,7 +124,7 @@ def _transport(protocol: int, attribute: str) -> Callable[[View], Value]:
 def _any_port(attribute: str) -> Callable[[View], Value]:
     def getter(view: View) -> Value:
         packet = view.packet
-        if packet.fragment_offset:
+        if packet.fragment_offset or packet.family not in _NF_FAMILIES:
             return ABSENT
         # Of a protocol without ports it is whatever stands there.
         found: Value = getattr(packet, attribute)
@@ -219,6 +221,11 @@ _ASSIGNED = {
 }  # fmt: skip
 _GETTERS: dict[str, Callable[[View], Value]] = {
     **{name: _network(name.split()[0], attribute) for name, attribute in _ADDRESSES.items()},
+    "arp saddr ip": _network("arp", "saddr"),
+    "arp daddr ip": _network("arp", "daddr"),
+    "arp operation": _network("arp", "arp_operation"),
+    "arp saddr ether": _network("arp", "arp_saddr"),
+    "arp daddr ether": _network("arp", "arp_daddr"),
     "ip protocol": _network("ip", "protocol"),
     "ip ttl": _network("ip", "ttl"),
     "ip dscp": _network("ip", "dscp"),

@@ -34,16 +34,16 @@ def base_chains(
     chains of one priority the kernel calls first which was hooked in last: by handles. Of one of
     iptables-legacy and one of nf_tables nothing tells: `legacy_first` decides.
     """
-    families = {family, "inet"} if family in {"ip", "ip6"} else {family}
-    if hook in _DEVICE_HOOKS:
-        families = {"netdev", "inet"}
+    own = "netdev" if hook in _DEVICE_HOOKS else family
+    families = {own, "inet"} if family in {"ip", "ip6"} else {own}
     found = [
         (table, chain)
         for table in ruleset.tables.values()
         if table.family in families and "dormant" not in table.flags
         for chain in table.chains.values()
         if chain.base and chain.base.hook == hook
-        if hook not in _DEVICE_HOOKS or device in chain.base.devices
+        # Where no tool told the devices of a chain, it may be any.
+        if hook not in _DEVICE_HOOKS or not chain.base.devices or device in chain.base.devices
     ]
     found.sort(key=lambda pair: _order(pair[0], pair[1], legacy_first=legacy_first))
     return tuple(chain for _, chain in found)

@@ -220,6 +220,11 @@ class Packet:
     ether_saddr: str | None = None
     ether_daddr: str | None = None
     ether_type: int | None = None
+    arp_operation: int | None = None
+    """Of ARP, whose addresses are those of the sender and the target."""
+    arp_saddr: str | None = None
+    """Hardware addresses in an ARP packet, as `ether_saddr`."""
+    arp_daddr: str | None = None
     physin: str | None = None
     """Bridge port, where br_netfilter brought the packet here; "" for none."""
     physout: str | None = None

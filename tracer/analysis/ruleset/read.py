@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, TypeVar
 
-from tracer.analysis.ruleset import ipset_save, nft_json, xt_save
+from tracer.analysis.ruleset import ipset_save, nft_chains, nft_json, xt_save
 from tracer.analysis.ruleset.compile import steps as steps_of
 from tracer.analysis.ruleset.model import XT_LEGACY, XT_NFT, Ruleset, Table, TableKey
 from tracer.analysis.ruleset.steps import Take, TakeMapped, Translate
@@ -41,6 +41,8 @@ class Texts:
     ip6tables_legacy: str = ""
     ipset: str = ""
     """`ipset save`."""
+    chains: str = ""
+    """`nft list chains`, where chains have devices."""
 
 
 class Reader:
@@ -66,6 +68,8 @@ class Reader:
                 make = partial(self._nft_table, (family, name), section)
                 table = self._once((b"nft", section), make)
                 tables[table.key] = table
+        placed = nft_chains.devices(texts.chains)
+        tables = {key: nft_chains.with_devices(one, placed) for key, one in tables.items()}
         text = texts.ipset
         sets = self._once((b"ipset", text.encode()), lambda: ipset_save.sets(text))
         self._tables, self._made = tables, self._making

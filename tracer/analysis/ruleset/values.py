@@ -56,6 +56,8 @@ _DSCP = {
 }  # fmt: skip
 _ETHER_TYPES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD, "8021q": 0x8100, "vlan": 0x8100,
                 "8021ad": 0x88A8}  # fmt: skip
+ARP_OPERATIONS = {"request": 1, "reply": 2, "rrequest": 3, "rreply": 4, "inrequest": 8,
+                  "inreply": 9, "nak": 10}  # fmt: skip
 
 WORDS: dict[str, Mapping[str, int]] = {
     "inet_proto": PROTOCOLS,
@@ -66,6 +68,7 @@ WORDS: dict[str, Mapping[str, int]] = {
     "icmpv6_type": _ICMPV6,
     "dscp": _DSCP,
     "ether_type": _ETHER_TYPES,
+    "arp_op": ARP_OPERATIONS,
     "nf_proto": {"ipv4": 2, "ipv6": 10},
     "ct_dir": {"original": 0, "reply": 1},
     "uid": {"root": 0},
@@ -86,6 +89,8 @@ FIELD_TYPES = {
     **dict.fromkeys(("meta nfproto", "ct l3proto"), "nf_proto"),
     **dict.fromkeys(("meta protocol", "ether type"), "ether_type"),
     **dict.fromkeys(("ether saddr", "ether daddr"), "ether_addr"),
+    **dict.fromkeys(("arp saddr ether", "arp daddr ether"), "ether_addr"),
+    "arp operation": "arp_op",
     **dict.fromkeys(("ip dscp", "ip6 dscp"), "dscp"),
     **dict.fromkeys(("meta iifname", "meta oifname", "meta iif", "meta oif"), "ifname"),
     **dict.fromkeys(("meta ibrname", "meta obrname"), "ifname"),

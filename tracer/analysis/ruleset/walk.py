@@ -30,7 +30,7 @@ FIRST_PACKET = "first packet of its connection"
 _FINAL = frozenset({"drop", "reject", "queue", "stolen", "unknown"})
 _DESTINATION = frozenset({"dnat", "redirect"})
 _NO_CHOICE = frozenset({"dnat", "snat"})
-_BEFORE_CONNTRACK = frozenset({"ingress", "prerouting", "output"})
+_BEFORE_CONNTRACK = frozenset({"prerouting", "output"})
 _CONTINUE, _ACCEPT = Take("continue"), Take("accept")
 
 
@@ -262,7 +262,9 @@ class Walker:
         chain = self._bases[run.at]
         if self._seen and self._seen[0] is run.packet and self._seen[1] is chain:
             return self._seen[2]
-        early = self._hook in _BEFORE_CONNTRACK and hooks.slot(chain) <= hooks.CONNTRACK_PRIORITY
+        early = self._hook == "ingress" or (
+            self._hook in _BEFORE_CONNTRACK and hooks.slot(chain) <= hooks.CONNTRACK_PRIORITY
+        )
         # What comes back over lo was tracked when it was sent.
         tracked = not early or (self._hook == "prerouting" and run.packet.iif == "lo")
         view = View(run.packet, self._host, tracked)
