@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import queue
-import resource
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.ruleset.model import Ruleset
 from tracer.analysis.ruleset.read import Reader, Texts
+from tracer.attribution.cost import cpu_s
 from tracer.attribution.counters import Counters
 from tracer.errors import TracerError
 from tracer.inventory.namespaces import run_in
@@ -181,14 +181,14 @@ class Readings:
 
     def _read(self, netns: int, path: str, reader: Reader, now: Reading) -> Reading:
         """The same reading, with the rules."""
-        began_s = _cpu_s()
+        began_s = cpu_s()
         printed = run_in(path, netns, rule_programs.list_rules)
         texts = dict(printed.texts)
         ruleset = reader.read(Texts(texts.pop("nft").encode(), **texts))
         # Without handles the ruleset warns of it: they are asked for chain by chain instead.
         for warning in (*printed.warnings, *(ruleset.warnings if printed.handles else ())):
             self._tell(f"rules of netns {netns}: {warning}")
-        cost_s = _cpu_s() - began_s
+        cost_s = cpu_s() - began_s
         handles = printed.handles
         return replace(now, ruleset=ruleset, done_ns=_now_ns(), cost_s=cost_s, handles=handles)
 
@@ -196,12 +196,6 @@ class Readings:
         if warning not in self._told:
             self._told.add(warning)
             self._warn(f"warning: {warning}")
-
-
-def _cpu_s() -> float:
-    """CPU time of this thread, and of the programs that have ended."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.thread_time() + ended.ru_utime + ended.ru_stime
 
 
 def _signs(counters: Counters) -> _Signs:

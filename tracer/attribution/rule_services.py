@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.objects import ruleset_services
 from tracer.analysis.ruleset.read import Reader, Texts
+from tracer.attribution.cost import cpu_s
 from tracer.errors import TracerError
 from tracer.model import ClusterView
 from tracer.netfilter.rule_programs import legacy_tables, list_service_rules, nft_generation
@@ -71,7 +71,7 @@ class RuleServices:
 
     def _read(self, on_change: Callable[[], None]) -> float:
         """Read once; what it cost in CPU seconds."""
-        began_s = _cpu_s()
+        began_s = cpu_s()
         printed = list_service_rules()
         texts = dict(printed.texts)
         ruleset = Reader().read(Texts(texts.pop("nft").encode(), **texts))
@@ -82,15 +82,10 @@ class RuleServices:
             self.view = ClusterView(services=services, service_by_address=by_address)
             self.version += 1
             on_change()
-        return _cpu_s() - began_s
+        return cpu_s() - began_s
 
 
 def _generation() -> tuple[int, int]:
     """What changes whenever the rules may have changed."""
     minute = int(time.monotonic()) // LEGACY_S if legacy_tables() else 0
     return nft_generation(), minute
-
-
-def _cpu_s() -> float:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.thread_time() + ended.ru_utime + ended.ru_stime
