@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tracer.analysis.ruleset.evaluate import count_before
+from tracer.analysis.ruleset.evaluate import count_before, was_replaced
 from tracer.analysis.ruleset.model import XT_LEGACY
 from tracer.attribution.counters import APART_NS
 from tracer.attribution.readings import CHEAP_S, LEGACY_S
@@ -64,7 +64,7 @@ class Evidence:
     ) -> int | None:
         """From the last of the readings that were done well before the packet died."""
         if not packets:
-            return 0
+            return None if was_replaced(reading.before, reading.ruleset, rule) else 0
         known = [(reading.before_ns, -1), (reading.done_ns, rule.packets or 0), *former]
         early = [one for one in known if 0 < one[0] <= time_ns - APART_NS]
         if not early:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from tracer.analysis.rule_evidence import UNMOVED, weigh
-from tracer.analysis.ruleset.model import XT_LEGACY, Body, Chain, End, Rule, Verdict
+from tracer.analysis.ruleset.model import XT_LEGACY, Body, Chain, End, Rule, Ruleset, Verdict
 from tracer.attribution import counters
 from tracer.attribution.counters import APART_NS, Counters, Sample
 from tracer.attribution.evidence import WAIT, Evidence
@@ -35,7 +35,7 @@ class Readings:
 
 def reading(samples=None, **more):
     counts = {} if samples is None else {KEY: tuple(Sample(*one) for one in samples)}
-    return Reading(**{"ruleset": None, "checked_ns": 9 * S, "read_ns": 2 * S, "done_ns": 2 * S,
+    return Reading(**{"ruleset": Ruleset(), "checked_ns": 9 * S, "read_ns": 2 * S, "done_ns": 2 * S,
                       "counts": counts, **more})  # fmt: skip
 
 

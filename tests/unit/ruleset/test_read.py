@@ -1,6 +1,6 @@
 """Readings that follow each other, of texts that are not of one moment."""
 
-from tracer.analysis.ruleset.evaluate import count_before
+from tracer.analysis.ruleset.evaluate import count_before, was_replaced
 from tracer.analysis.ruleset.read import Reader, Texts
 
 NFT = (
@@ -34,3 +34,27 @@ def test_what_a_counter_stood_at_before():
     assert count_before(before, after, new) == 0
     assert count_before(legacy(), after, old) == 0
     assert count_before(Reader().read(Texts()), after, old) == 0
+
+
+NFT_RULE = (
+    b', {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": %d, "expr": '
+    b'[{"counter": {"packets": %d, "bytes": 9}}, {"drop": null}]}}]}'
+)
+
+
+def counting(handle, packets):
+    return Reader().read(Texts(nft=NFT.removesuffix(b"]}") + NFT_RULE % (handle, packets)))
+
+
+def test_a_rule_that_took_the_place_of_one_alike():
+    """Its counter began anew: that it stands at 0 says nothing of what came before."""
+    now = counting(7, 0)
+    (rule,) = now.tables["ip", "filter", False].chains["FORWARD"].rules
+    assert not was_replaced(counting(7, 0), now, rule)
+    assert was_replaced(counting(6, 5), now, rule)
+    assert was_replaced(counting(7, 5), now, rule), "set back"
+    assert not was_replaced(Reader().read(Texts(nft=NFT)), now, rule), "it is new"
+    old, new = legacy("[4:9] -A FORWARD -j DROP"), legacy("[0:0] -A FORWARD -j DROP")
+    (rule,) = new.tables["ip", "filter", True].chains["FORWARD"].rules
+    assert was_replaced(old, new, rule)
+    assert not was_replaced(new, new, rule)

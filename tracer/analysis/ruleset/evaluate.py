@@ -144,6 +144,27 @@ def count_before(before: Ruleset, ruleset: Ruleset, rule: Rule) -> int:
     return (found.packets or 0) if found else 0
 
 
+def was_replaced(before: Ruleset, ruleset: Ruleset, rule: Rule) -> bool:
+    """Whether a rule of `ruleset` took the place of one alike, or its counter was set back.
+
+    `iptables-restore` does that to every rule of a chain: then a 0 says nothing of earlier packets.
+    """
+    key = rule.family, rule.table, rule.backend == XT_LEGACY
+    table, now = before.tables.get(key), ruleset.tables.get(key)
+    chain = table.chains.get(rule.chain) if table else None
+    alike = [one for one in (chain.rules if chain else ()) if _said(one) == _said(rule)]
+    if not alike or table is None or now is None:
+        return False
+    same = table.handle == now.handle and any(one.handle in (0, rule.handle) for one in alike)
+    return not same or any((one.packets or 0) > (rule.packets or 0) for one in alike)
+
+
+def _said(rule: Rule) -> object:
+    """What a rule says, without what it has counted."""
+    source = rule.body.source
+    return source if isinstance(source, str) else [one for one in source if "counter" not in one]
+
+
 def _counted(chains: Mapping[str, Chain]) -> Iterator[tuple[tuple[object, ...], Rule]]:
     """Rules that count, by their handle; without one by what they say and how often before."""
     for chain in chains.values():
