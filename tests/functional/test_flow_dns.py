@@ -137,9 +137,14 @@ def test_longer_than_what_is_looked_at(cluster, flows):
     many = [f"192.0.2.{number}" for number in range(1, 60)]
     records = [("many.test.", 9, "A", address) for address in (web.ip4, *many)]
     zone = {("many.test.", "A"): records}
-    with serving(web.where, {client.ip4: zone}, socket.AF_INET), flows() as live:
+    wanted = '{"destination_fqdn":["many.*"]}'
+    with (
+        serving(web.where, {client.ip4: zone}, socket.AF_INET),
+        flows("--allow", wanted) as live,
+    ):
         assert len(resolve(client.where, web.ip4, "many.test.").to_wire()) > 512
         send_udp(client.where, (web.ip4, port), SENT)
+        send_udp(client.where, (cluster.outside_ip4, port), SENT)
         done = live.stop()
     assert named(done.records, client, port) == {"many.test": SENT}
     assert lost(done.records) == {"dns_answers_cut": 1}
@@ -173,3 +178,9 @@ def test_nothing_is_looked_at_unless_asked(cluster, cri_env):
         send_udp(client.where, (web.ip4, port), SENT)
         done = live.stop()
     assert named(done.records, client, port) == {None: SENT}
+
+
+def test_names_are_not_filtered_by_unless_asked_for():
+    done = runner.finish("flows", "--allow", '{"source_fqdn":["a.test"]}')
+    assert (done.code, done.out) == (2, "")
+    assert "error: fqdn: nobody tells of DNS names" in done.err

@@ -206,6 +206,16 @@ def _name(name: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
     return _any_word(name, lambda text: any(fnmatchcase(text, pattern) for pattern in patterns))
 
 
+def _fqdn(end: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
+    """A DNS name that may hold `*`; of several names of an address one."""
+    patterns = [value.lower().rstrip(".") for value in values]
+
+    def holds(names: str) -> bool:
+        return any(fnmatchcase(one, pattern) for one in names.split(",") for pattern in patterns)
+
+    return _any_word(f"{end}.dns.name", holds)
+
+
 def _protocol(values: Sequence[str]) -> Callable[[_Rows], Mask]:
     wanted = {value.lower().replace("icmpv4", "icmp") for value in values}
     return _any_word("transport", wanted.__contains__)
@@ -217,6 +227,7 @@ _TESTS: Mapping[str, Callable[[Any], Callable[[_Rows], Mask]]] = {
     **{f"{word}_pod": partial(_pod, end) for word, end in _ENDS.items()},
     **{f"{word}_label": partial(_labels, end) for word, end in _ENDS.items()},
     **{f"{word}_workload": partial(_workload, end) for word, end in _ENDS.items()},
+    **{f"{word}_fqdn": partial(_fqdn, end) for word, end in _ENDS.items()},
     "verdict": partial(_one_of, "verdict", _VERDICTS),
     "traffic_direction": partial(_one_of, "direction", _DIRECTIONS),
     "ip_version": partial(_one_of, "network.type", _VERSIONS),

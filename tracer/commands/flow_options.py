@@ -18,6 +18,8 @@ from tracer.sinks.rotation import FSYNC, SUFFIXES
 DEFAULT_INTERVAL_S = 10.0
 _SERVICE = "service"
 """The field of --allow and --deny that only the Kubernetes API can fill."""
+_DNS = "_fqdn"
+"""The end of those that only --dns can fill."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -145,9 +147,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def request(args: argparse.Namespace, node: str) -> Request:
     """What the options ask to write."""
-    named = any(f'"{_SERVICE}"' in text for text in (*args.allow, *args.deny))
-    if named and not configured(args.kubeconfig):
+    filters = (*args.allow, *args.deny)
+    if any(f'"{_SERVICE}"' in text for text in filters) and not configured(args.kubeconfig):
         raise TracerError("service: nobody tells of Services", "--kubeconfig FILE asks the API")
+    if any(f'{_DNS}"' in text for text in filters) and not args.dns:
+        raise TracerError("fqdn: nobody tells of DNS names", "--dns has them read")
     policy = usual(args.format)
     given = {
         "max_bytes": args.file_max_size,
