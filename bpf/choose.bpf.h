@@ -9,12 +9,15 @@
  */
 enum beginning { MAY_NOT_BEGIN = 0, MAY_BEGIN = 1, MUST_BEGIN = 2 };
 
+/* Does the filter accept it? Perhaps the packet as it looks beyond NAT: that takes a closer look. */
+enum choice { NOT_CHOSEN = 0, ACCEPTED = 1, PERHAPS_TRANSLATED = 2 };
+
 /* A packet at a hop: what is known of it there, and what comes of that. */
 struct sight {
 	struct sk_buff *skb;
 	void *head;
 	void *l3;
-	__u64 location; /* as in struct hop_event, like the next four */
+	__u64 location; /* as in struct hop_event, like the next five */
 	__u32 argument;
 	__u32 out_ifindex;
 	__u16 hop;
@@ -25,10 +28,14 @@ struct sight {
 	__u32 linear_bytes; /* of the packet, from l3 on */
 	__u32 bytes; /* all of them, from l3 on */
 	__u32 may_begin; /* enum beginning */
-	__u32 may_choose; /* the filter accepts it */
+	__u32 may_choose; /* enum choice */
 	__u32 signature;
 	__u32 tcp_flags;
-	__u64 packet_id; /* once it has been told */
+	__u64 qdisc; /* address of the struct Qdisc, or 0 */
+	__u64 packet_id; /* once it is known for a followed one; and its signature as it was chosen */
+	__u32 followed_signature;
+	__u16 flags; /* enum hop_flag */
+	__u16 pad;
 	struct tuple tuple __attribute__((aligned(8))); /* it is written in larger pieces */
 };
 
@@ -45,20 +52,10 @@ static __always_inline int has_options(__u16 ethertype, __u8 first)
 	return ethertype == bpf_htons(ETH_P_IP) && first != 0x45;
 }
 
-/*
- * Does the filter accept it? It wants an Ethernet frame in map memory, whatever the packet has.
- * Most need no MAC addresses and look no further than the first PCAP_REACH bytes behind them.
- */
-static __always_inline int filter_accepts(int typed, const struct sight *sight)
-{
 #ifdef SELECT_PCAP
-	int slot = 0;
-	struct drop_event *frame = scratch.lookup(&slot);
-	__u16 ethertype = LOAD(sight->skb->protocol);
-	__u32 bytes = sight->linear_bytes;
-
-	if (!frame)
-		return 0;
+/* Begin the frame: MAC addresses, which most filters do not ask for, and the EtherType. */
+static __always_inline void begin_frame(int typed, const struct sight *sight, struct frame *frame)
+{
 #ifdef PCAP_READS_MAC
 	__u16 mac = LOAD(sight->skb->mac_header);
 
@@ -66,7 +63,25 @@ static __always_inline int filter_accepts(int typed, const struct sight *sight)
 	    bpf_probe_read_kernel(frame->packet, L2_BYTES, sight->head + mac))
 		__builtin_memset(frame->packet, 0, L2_BYTES);
 #endif
-	*(__u16 *)(frame->packet + 12) = ethertype;
+	*(__u16 *)(frame->packet + ETHERTYPE_AT) = LOAD(sight->skb->protocol);
+}
+#endif
+
+/*
+ * Does the filter accept it? It wants an Ethernet frame in map memory, whatever the packet has.
+ * Most look no further than the first PCAP_REACH bytes behind the Ethernet header.
+ */
+static __always_inline int filter_accepts(int typed, const struct sight *sight)
+{
+#ifdef SELECT_PCAP
+	int slot = 0;
+	struct frame *frame = frames.lookup(&slot);
+	__u16 ethertype = LOAD(sight->skb->protocol);
+	__u32 bytes = sight->linear_bytes;
+
+	if (!frame)
+		return 0;
+	begin_frame(typed, sight, frame);
 	read_words(typed, (void *)frame->packet + L2_BYTES, WINDOW_WORDS, sight->l3);
 	if (bytes > WINDOW_BYTES) {
 		if (PCAP_REACH <= WINDOW_BYTES && !has_options(ethertype, frame->packet[L2_BYTES]))
@@ -79,7 +94,7 @@ static __always_inline int filter_accepts(int typed, const struct sight *sight)
 	struct inner *inner = find_inner(sight->l3, sight->linear_bytes, bpf_ntohs(ethertype));
 
 	if (inner) {
-		*(__u16 *)(frame->packet + 12) = bpf_htons(inner->ethertype);
+		*(__u16 *)(frame->packet + ETHERTYPE_AT) = bpf_htons(inner->ethertype);
 		bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES,
 				    sight->l3 + inner->offset, sight->linear_bytes - inner->offset);
 		return pcap_match(frame->packet, L2_BYTES + bytes,
@@ -140,48 +155,58 @@ static __always_inline int pods_packet(struct sight *sight)
 }
 
 /*
- * Asking whose packet it is takes five look-ups: the answer no is kept, for a place and an IPv4
- * flow, until the selection or the followed connections change.
+ * Asking takes up to five look-ups: the answer no is kept, for a place and an IPv4 flow, until the
+ * question's version changes. `copy` is the packet where it has been read, or NULL.
  */
-static __always_inline struct unselected_flow *unselected_flow(int typed, const struct sight *sight,
-							       struct flow4_words *flow)
+static __always_inline struct answered_flow *answered_flow(int typed, const struct sight *sight,
+							   int question, const void *copy,
+							   struct flow4_words *flow)
 {
-#ifdef SELECT_PODS
-	__u32 tcp = 0;
+#if defined(SELECT_PODS) || defined(SELECT_PCAP)
+	__u8 tcp_flags = 0;
 	__u32 slot;
 
 	flow->place = sight->netns | (__u64)sight->ifindex << 32;
 	if (LOAD(sight->skb->protocol) != bpf_htons(ETH_P_IP) || sight->linear_bytes < 20 + 16 ||
-	    !read_flow4(typed, sight->l3, 0, flow, &tcp))
+	    !read_flow4(copy ? OWN_MEMORY : typed, copy ?: sight->l3, 0, flow, &tcp_flags))
 		return NULL;
-	slot = flow4_hash(flow) & (UNSELECTED_SLOTS - 1);
-	return unselected_flows.lookup(&slot);
+	slot = (flow4_hash(flow) & (ANSWER_SLOTS - 1)) + question * ANSWER_SLOTS;
+	return answered_flows.lookup(&slot);
 #else
 	return NULL;
 #endif
 }
 
-static __always_inline __u64 selection_now(void)
+static __always_inline __u64 version_of(int question)
 {
-	int slot = 0;
-	__u64 *version = selection_version.lookup(&slot);
+	__u64 *version = selection_version.lookup(&question);
 
 	return version ? *version : 0;
 }
 
-static __always_inline int known_unselected(int typed, const struct sight *sight)
+static __always_inline void change_version(int question)
 {
-	struct flow4_words flow;
-	struct unselected_flow *kept = unselected_flow(typed, sight, &flow);
+	__u64 *version = selection_version.lookup(&question);
 
-	return kept && kept->version == selection_now() && same_flow4(&kept->flow, &flow);
+	if (version)
+		__sync_fetch_and_add(version, 1);
 }
 
-/* `version` is the selection's from before it was asked. */
-static __always_inline void keep_unselected(int typed, const struct sight *sight, __u64 version)
+static __always_inline int known_not(int typed, const struct sight *sight, int question,
+				     const void *copy)
 {
 	struct flow4_words flow;
-	struct unselected_flow *kept = unselected_flow(typed, sight, &flow);
+	struct answered_flow *kept = answered_flow(typed, sight, question, copy, &flow);
+
+	return kept && kept->version == version_of(question) && same_flow4(&kept->flow, &flow);
+}
+
+/* `version` is the question's from before it was asked. */
+static __always_inline void keep_no(int typed, const struct sight *sight, int question,
+				    __u64 version)
+{
+	struct flow4_words flow;
+	struct answered_flow *kept = answered_flow(typed, sight, question, NULL, &flow);
 
 	if (!kept)
 		return;
@@ -193,28 +218,32 @@ static __always_inline void keep_unselected(int typed, const struct sight *sight
 static __always_inline void follow_flow(struct tuple *tuple)
 {
 #ifdef SELECT_PODS
-	int slot = 0;
-	__u64 *version = selection_version.lookup(&slot);
 	__u32 one = 1;
 
 	if (followed_flows.lookup(tuple))
 		return;
 	followed_flows.update(tuple, &one);
-	if (version)
-		__sync_fetch_and_add(version, 1);
+	change_version(IS_SELECTED);
 #endif
+}
+
+static __always_inline struct tuple answer_to(const struct tuple *tuple)
+{
+	struct tuple answer = *tuple;
+
+	__builtin_memcpy(answer.saddr, tuple->daddr, ADDRESS_BYTES);
+	__builtin_memcpy(answer.daddr, tuple->saddr, ADDRESS_BYTES);
+	answer.sport = tuple->dport;
+	answer.dport = tuple->sport;
+	return answer;
 }
 
 /* Keep in mind how the answers look, and the connection on both sides of NAT. */
 static __always_inline void remember_flow(const struct hop_event *event)
 {
 #ifdef SELECT_PODS
-	struct tuple tuple = event->tuple;
+	struct tuple tuple = answer_to(&event->tuple);
 
-	__builtin_memcpy(tuple.saddr, event->tuple.daddr, ADDRESS_BYTES);
-	__builtin_memcpy(tuple.daddr, event->tuple.saddr, ADDRESS_BYTES);
-	tuple.sport = event->tuple.dport;
-	tuple.dport = event->tuple.sport;
 	if (has_ports(tuple.protocol))
 		follow_flow(&tuple);
 	if (!event->ct.present)
@@ -229,10 +258,10 @@ static __always_inline void remember_flow(const struct hop_event *event)
 /* Was this packet asked for? Its headers have been read. */
 static __always_inline int packet_selected(int typed, struct sight *sight)
 {
-	__u64 version = selection_now();
+	__u64 version = version_of(IS_SELECTED);
 
 	if (!pods_packet(sight)) {
-		keep_unselected(typed, sight, version);
+		keep_no(typed, sight, IS_SELECTED, version);
 		return 0;
 	}
 #ifdef SELECT_TCP_FLAGS
@@ -245,12 +274,6 @@ static __always_inline int packet_selected(int typed, struct sight *sight)
 		return 0;
 #endif
 	return among_first(sight);
-}
-
-/* What costs least is asked first: could a packet be chosen here, and does the filter want it? */
-static __always_inline int may_choose(int typed, const struct sight *sight)
-{
-	return sight->may_begin && !known_unselected(typed, sight) && filter_accepts(typed, sight);
 }
 
 #endif

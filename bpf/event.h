@@ -128,6 +128,8 @@ enum hop {
 	HOP_RETRANSMIT = 10, /* about to be sent again: tcp_retransmit_skb */
 	HOP_CONSUMED = 11, /* done with in good order: consume_skb */
 	HOP_DROPPED = 12, /* freed because it died: kfree_skb */
+	HOP_QDISC_ENQUEUE = 13, /* kept by a queueing discipline: qdisc_enqueue */
+	HOP_QDISC_DEQUEUE = 14, /* left it: qdisc_dequeue */
 };
 
 enum hop_flag {
@@ -162,7 +164,7 @@ struct hop_event {
 	__s32 error; /* route: 0 or -errno */
 	__u32 out_ifindex; /* route: the device chosen */
 	__u32 pad;
-	__u8 gateway[16]; /* route: next hop, or zero */
+	__u8 gateway[16]; /* route: next hop, or zero; qdisc: its kind as text */
 	struct tuple tuple;
 	struct conntrack ct;
 	__u8 packet[SNAPLEN];

@@ -60,17 +60,35 @@ struct last_told {
 };
 BPF_PERCPU_ARRAY(last_packets, struct last_told, 1);
 BPF_ARRAY(follow_until, __u64, 1); /* jiffies64 */
-/* Counts changes of what is selected: maps filled by user space, connections followed. */
-BPF_ARRAY(selection_version, __u64, 1);
-/* Flows that are no selected pod's, where `version` is still the selection's. */
-struct unselected_flow {
+/* What is asked of a flow, when the answer no may be kept: it saves look-ups for each packet. */
+enum question {
+	IS_SELECTED = 0, /* may it be a selected pod's? */
+	IS_TRANSLATED = 1, /* does it look otherwise beyond NAT? */
+	QUESTIONS = 2,
+};
+/* By question: changes when an answer may. User space counts its own in the upper half. */
+BPF_ARRAY(selection_version, __u64, QUESTIONS);
+/* Flows of which the answer is no, where `version` is still the question's. */
+struct answered_flow {
 	struct flow4_words flow;
 	__u64 version;
 };
+#if defined(SELECT_PODS) || defined(SELECT_PCAP)
+BPF_PERCPU_ARRAY(answered_flows, struct answered_flow, QUESTIONS *ANSWER_SLOTS);
+#endif
 #ifdef SELECT_PODS
-BPF_PERCPU_ARRAY(unselected_flows, struct unselected_flow, UNSELECTED_SLOTS);
 /* Connections of the selected pods, as either side's sender writes them. */
 BPF_TABLE("lru_hash", struct tuple, __u32, followed_flows, MAX_FOLLOWED);
+#endif
+#ifdef SELECT_PCAP
+/* Of followed connections with NAT: what the sender writes, and how that looks beyond it. */
+BPF_TABLE("lru_hash", struct tuple, struct tuple, translations, MAX_FOLLOWED);
+/* The Ethernet frame that the filter is asked about. */
+struct frame {
+	__u16 pad; /* the packet behind the Ethernet header is aligned */
+	__u8 packet[PACKET_BYTES];
+} __attribute__((aligned(8)));
+BPF_PERCPU_ARRAY(frames, struct frame, 1);
 #endif
 #ifdef FIRST_PACKETS
 BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);

@@ -17,11 +17,6 @@ struct whole_packet {
 };
 BPF_PERCPU_ARRAY(whole_packets, struct whole_packet, 1);
 
-static __always_inline int same_address(const __u8 *one, const __u8 *other)
-{
-	return *(__u64 *)one == *(__u64 *)other && *(__u64 *)(one + 8) == *(__u64 *)(other + 8);
-}
-
 static __always_inline __u32 tcp_sequence(const struct sight *sight)
 {
 	__u8 *l4 = sight->l3 + (sight->tuple.ethertype == ETH_P_IP ? IPV4_BYTES : IPV6_BYTES);
@@ -29,12 +24,6 @@ static __always_inline __u32 tcp_sequence(const struct sight *sight)
 
 	bpf_probe_read_kernel(&sequence, sizeof(sequence), l4 + 4);
 	return bpf_ntohl(sequence);
-}
-
-static __always_inline int same_tuple(const struct tuple *one, const struct tuple *other)
-{
-	return same_address(one->saddr, other->saddr) && same_address(one->daddr, other->daddr) &&
-	       *(__u64 *)&one->sport == *(__u64 *)&other->sport;
 }
 
 /* Told at a queue: it may be cut into segments behind it. */

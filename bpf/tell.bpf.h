@@ -47,14 +47,23 @@ static __always_inline void see_in_socket(int typed, struct sk_buff *skb, const 
 	sight->ifindex = LOAD(skb->skb_iif);
 }
 
+static __always_inline void name_qdisc(const struct Qdisc *qdisc, struct hop_event *event)
+{
+	const struct Qdisc_ops *ops = READ(qdisc->ops);
+
+	bpf_probe_read_kernel_str(event->gateway, IFNAME_BYTES, ops->id);
+}
+
 /* Fill in all that is the same at every hop. */
-static __always_inline void describe(int typed, struct sight *sight, struct hop_event *event)
+static __always_inline void describe(int typed, const struct sight *sight, struct hop_event *event)
 {
 	struct skb_shared_info *shared = sight->head + LOAD(sight->skb->end);
 	__u16 mac = LOAD(sight->skb->mac_header);
 
 	event->time_ns = bpf_ktime_get_boot_ns();
+	event->packet_id = sight->packet_id;
 	event->hop = sight->hop;
+	event->flags = sight->flags;
 	event->location = sight->location;
 	event->argument = sight->argument;
 	event->out_ifindex = sight->out_ifindex;
@@ -69,6 +78,8 @@ static __always_inline void describe(int typed, struct sight *sight, struct hop_
 	event->signature = sight->signature;
 	event->tcp_flags = sight->tcp_flags;
 	event->tuple = sight->tuple;
+	if (sight->qdisc)
+		name_qdisc((void *)sight->qdisc, event);
 	if (LOAD(*(__u8 *)sight->skb->__cloned_offset) & CLONED)
 		event->flags |= HOP_CLONE;
 	event->gso_segments = READ(shared->gso_segs);
@@ -115,34 +126,40 @@ static __always_inline void conclude(const struct sight *sight, const struct hop
 	if (event->hop == HOP_DEV_QUEUE) {
 		/* By then NAT has settled both tuples. */
 		remember_flow(event);
+		remember_translation(event);
 		remember_whole(sight, event);
 	}
 	if ((event->hop == HOP_CONSUMED || event->hop == HOP_DROPPED) && event->flags & HOP_GONE)
 		followed_packets.delete(&head);
 }
 
-static __always_inline int tell_if_followed(int typed, struct sight *sight)
+/* Is the packet followed, perhaps from here on? Then `sight` has its id. */
+static __always_inline int recognise(int typed, struct sight *sight)
 {
-	__u16 flags = 0;
 	struct followed *packet;
-	struct hop_event *event;
 
 	look(typed, sight);
 	if (sight->hop == HOP_DEV_XMIT)
 		adopt_segment(sight);
-	packet = follow(typed, sight, &flags);
-	if (!packet)
-		return 0;
-	event = hops.ringbuf_reserve(sizeof(*event));
+	packet = follow(typed, sight, &sight->flags);
+	if (packet) {
+		sight->packet_id = packet->packet_id;
+		sight->followed_signature = packet->signature;
+	}
+	return 0;
+}
+
+static __always_inline int report_hop(int typed, const struct sight *sight)
+{
+	struct hop_event *event = hops.ringbuf_reserve(sizeof(*event));
+
 	if (!event) {
 		lose(LOSS_HOPS);
 		return 0;
 	}
 	clear_hop(event);
-	event->packet_id = sight->packet_id = packet->packet_id;
-	event->flags = flags;
 	describe(typed, sight, event);
-	remember(event, packet->signature);
+	remember(event, sight->followed_signature);
 	conclude(sight, event);
 	hops.ringbuf_submit(event, 0);
 	return 0;
@@ -150,43 +167,49 @@ static __always_inline int tell_if_followed(int typed, struct sight *sight)
 
 /*
  * bcc knows no subprograms: each is a function of its own to it, and the loader turns calls of its
- * number into calls of it. Hooks whose fields are plain loads have another one than the rest.
+ * number into calls of it. Hooks whose fields are plain loads have others than the rest. Two, one
+ * after the other: their stacks and the hook's have 512 bytes together.
  */
 #ifdef CALL_tell_typed
+int follow_typed(struct sight *sight)
+{
+	return recognise(1, sight);
+}
 int tell_typed(struct sight *sight)
 {
-	return tell_if_followed(1, sight);
+	return report_hop(1, sight);
 }
+static int (*call_follow_typed)(struct sight *sight) = (void *)CALL_follow_typed;
 static int (*call_tell_typed)(struct sight *sight) = (void *)CALL_tell_typed;
 #endif
 #ifdef CALL_tell_raw
+int follow_raw(struct sight *sight)
+{
+	return recognise(0, sight);
+}
 int tell_raw(struct sight *sight)
 {
-	return tell_if_followed(0, sight);
+	return report_hop(0, sight);
 }
+static int (*call_follow_raw)(struct sight *sight) = (void *)CALL_follow_raw;
 static int (*call_tell_raw)(struct sight *sight) = (void *)CALL_tell_raw;
 #endif
-/* For skb-drop, which has no room on its stack: before 6.13 all that call each other share one. */
-#ifdef CALL_concerns_raw
-int concerns_raw(struct sight *sight)
-{
-	return concerns(0, sight);
-}
-static int (*call_concerns_raw)(struct sight *sight) = (void *)CALL_concerns_raw;
-#else
-#define call_concerns_raw(sight) concerns(0, sight)
-#endif
-
 /* Tell of a packet at a hop, if it is followed; that is known by `sight->packet_id` then. */
 static __always_inline void tell(int typed, struct sight *sight)
 {
 #ifdef CALL_tell_typed
-	if (typed)
-		call_tell_typed(sight);
+	if (typed) {
+		call_follow_typed(sight);
+		if (sight->packet_id)
+			call_tell_typed(sight);
+	}
 #endif
 #ifdef CALL_tell_raw
-	if (!typed)
-		call_tell_raw(sight);
+	if (!typed) {
+		call_follow_raw(sight);
+		if (sight->packet_id)
+			call_tell_raw(sight);
+	}
 #endif
 }
 

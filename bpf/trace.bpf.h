@@ -88,6 +88,12 @@ static __always_inline int concerns(int typed, struct sight *sight)
 	return followed || sight->may_choose;
 }
 
+static __always_inline int accepted(int typed, const struct sight *sight)
+{
+	return sight->may_choose == PERHAPS_TRANSLATED ? accepted_beyond(typed, sight)
+						       : sight->may_choose == ACCEPTED;
+}
+
 /* The packet, if it is followed or to be followed from here on; `flags` tells how it was known. */
 static __always_inline struct followed *follow(int typed, struct sight *sight, __u16 *flags)
 {
@@ -126,7 +132,7 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, _
 			followed_packets.delete(&head);
 		if (is_new && last)
 			last->packet_id = 0;
-		if (!sight->may_choose || !packet_selected(typed, sight))
+		if (!accepted(typed, sight) || !packet_selected(typed, sight))
 			return NULL;
 		*flags |= HOP_FIRST;
 		fresh.packet_id = new_packet_id();

@@ -28,8 +28,8 @@ _MORE_OR_OFFSET, _IPPROTO_FRAGMENT = 0x3F, 44
 _WITHOUT_PORTS = ("icmp", "icmpv6")
 _IPS_CONFIRMED = 1 << 3
 _TABLES = {253: "default", 254: "main", 255: "local"}
-_DEVICE_HOPS = HOP.HOP_NF_LEAVE
-"""Hops up to this see the whole packet; behind them a socket may have taken its headers off."""
+_IN_SOCKET = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED, HOP.HOP_CONSUMED, HOP.HOP_DROPPED)
+"""All others see the whole packet; here a socket may have taken its headers off."""
 
 
 def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
@@ -69,6 +69,8 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     for at in forked.tolist():
         told[at].insert(0, "segment" if segment[at] else "clone")
     _routes(rows, told)
+    for at in np.flatnonzero(rows["hop"] == HOP.HOP_QDISC_ENQUEUE).tolist():
+        told[at].append(f"kept by {_text(rows['gateway'][at])}")
     return told
 
 
@@ -148,6 +150,11 @@ def _routes(rows: np.ndarray, told: dict[int, list[str]]) -> None:
         if has_gateway:
             text += f" via {address_text(gateways[number].tobytes())}"
         told[at].append(text)
+
+
+def _text(name: NDArray[np.uint8]) -> str:
+    """A C string."""
+    return name.tobytes().partition(b"\0")[0].decode(errors="replace")
 
 
 def _differ(*names: str) -> Callable[..., NDArray[np.bool_]]:
@@ -294,7 +301,7 @@ def _ttls(rows: np.ndarray) -> NDArray[np.uint8]:
 def _size_differs(
     rows: np.ndarray, before: NDArray[np.int64], now: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    whole = (rows["hop"][before] <= _DEVICE_HOPS) & (rows["hop"][now] <= _DEVICE_HOPS)
+    whole = ~(np.isin(rows["hop"][before], _IN_SOCKET) | np.isin(rows["hop"][now], _IN_SOCKET))
     differs: NDArray[np.bool_] = whole & (rows["bytes"][before] != rows["bytes"][now])
     return differs
 

@@ -38,6 +38,8 @@ NF_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"
 NF_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 HOOKS = {
     HOP.HOP_DEV_QUEUE: "net_dev_queue",
+    HOP.HOP_QDISC_ENQUEUE: "qdisc_enqueue",
+    HOP.HOP_QDISC_DEQUEUE: "qdisc_dequeue",
     HOP.HOP_DEV_XMIT: "net_dev_start_xmit",
     HOP.HOP_NETIF_RX: "netif_rx",
     HOP.HOP_DEV_RX: "netif_receive_skb",

@@ -84,6 +84,20 @@ HOOKS = (
         ("trace",),
     ),
     Hook(
+        "qdisc-enqueue",
+        "packets kept by a queueing discipline, where a device has one",
+        _tracepoint("qdisc_enqueue"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
+        "qdisc-dequeue",
+        "packets that leave it",
+        _tracepoint("qdisc_dequeue"),
+        ("trace",),
+        optional=True,
+    ),
+    Hook(
         "netif-rx",
         "packets put into a CPU's backlog, as a veth does",
         _tracepoint("netif_rx"),

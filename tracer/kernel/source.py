@@ -28,10 +28,12 @@ PLANES = (
     "flow.bpf.h",
     "tunnel.bpf.h",
     "choose.bpf.h",
+    "translate.bpf.h",
     "trace.bpf.h",
     "segment.bpf.h",
     "tell.bpf.h",
     "route.bpf.h",
+    "qdisc.bpf.h",
 )
 
 

@@ -16,9 +16,11 @@ BPF_CALL, BPF_PSEUDO_CALL, BPF_PSEUDO_KFUNC_CALL = 0x85, 1, 2
 STEP = 8
 """Bytes of an instruction."""
 SUBPROGRAMS: Mapping[str, int] = {
-    "tell_typed": 0x7F01,
-    "tell_raw": 0x7F02,
-    "concerns_raw": 0x7F03,
+    "follow_typed": 0x7F01,
+    "tell_typed": 0x7F02,
+    "follow_raw": 0x7F03,
+    "tell_raw": 0x7F04,
+    "tell_death": 0x7F05,
 }
 """Function → the number that stands for it; the sources know it as CALL_<function>."""
 

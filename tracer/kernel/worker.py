@@ -57,7 +57,8 @@ def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[s
         if hook.name in ways:
             kind = ways[hook.name].kind
             defines[f"TYPED_{hook.program}"] = str(int(kind == TYPED))
-            for name in ("tell_raw", "concerns_raw") if kind == RAW else ("tell_typed",):
+            suffix = "raw" if kind == RAW else "typed"
+            for name in (f"follow_{suffix}", f"tell_{suffix}", "tell_death"):
                 defines[f"CALL_{name}"] = str(SUBPROGRAMS[name])
     arguments = types.tracepoints.get("kfree_skb", ())
     if "enum skb_drop_reason" in arguments:

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A filter on the addresses of one side of NAT, and the packets as they look on the other: those of a
+ * connection that is followed are asked about as they will look, or looked, beyond NAT.
+ */
+#if defined(WITH_TRACE) && !defined(TRACER_TRANSLATE_H)
+#define TRACER_TRANSLATE_H
+
+static __always_inline int same_address(const __u8 *one, const __u8 *other)
+{
+	return *(__u64 *)one == *(__u64 *)other && *(__u64 *)(one + 8) == *(__u64 *)(other + 8);
+}
+
+static __always_inline int same_tuple(const struct tuple *one, const struct tuple *other)
+{
+	return same_address(one->saddr, other->saddr) && same_address(one->daddr, other->daddr) &&
+	       *(__u64 *)&one->sport == *(__u64 *)&other->sport;
+}
+
+#ifdef SELECT_PCAP
+static __always_inline void translate(const struct tuple *from, const struct tuple *to)
+{
+	struct tuple written = *from, beyond = answer_to(to);
+
+	if (translations.lookup(&written))
+		return;
+	translations.update(&written, &beyond);
+	change_version(IS_TRANSLATED);
+}
+
+/* Does NAT change anything but ICMP's type, which an answer changes anyway? */
+static __always_inline int is_translated(const struct conntrack *ct)
+{
+	if (!same_address(ct->orig.saddr, ct->reply.daddr) ||
+	    !same_address(ct->orig.daddr, ct->reply.saddr))
+		return 1;
+	return has_ports(ct->orig.protocol) &&
+	       (ct->orig.sport != ct->reply.dport || ct->orig.dport != ct->reply.sport);
+}
+
+/* Write how the packet looks beyond NAT into its frame. */
+static __always_inline void rewrite(struct frame *frame, const struct tuple *beyond)
+{
+	__u8 *l3 = frame->packet + L2_BYTES, *l4 = l3 + IPV4_BYTES;
+
+	if (beyond->ethertype == ETH_P_IP) {
+		__builtin_memcpy(l3 + 12, beyond->saddr + 12, 4);
+		__builtin_memcpy(l3 + 16, beyond->daddr + 12, 4);
+	} else {
+		__builtin_memcpy(l3 + 8, beyond->saddr, ADDRESS_BYTES);
+		__builtin_memcpy(l3 + 24, beyond->daddr, ADDRESS_BYTES);
+		l4 = l3 + IPV6_BYTES;
+	}
+	/* Behind options or extension headers the ports stay as they are. */
+	if (!has_ports(beyond->protocol) ||
+	    (beyond->ethertype == ETH_P_IP ? l3[0] != 0x45 : l3[6] != beyond->protocol))
+		return;
+	*(__be16 *)l4 = bpf_htons(beyond->sport);
+	*(__be16 *)(l4 + 2) = bpf_htons(beyond->dport);
+}
+#endif
+
+/* At a queue, where NAT has settled both tuples: how each direction looks on the other side. */
+static __always_inline void remember_translation(const struct hop_event *event)
+{
+#ifdef SELECT_PCAP
+	if (!event->ct.present || !is_translated(&event->ct))
+		return;
+	translate(&event->ct.orig, &event->ct.reply);
+	translate(&event->ct.reply, &event->ct.orig);
+#endif
+}
+
+/* Would the filter accept it as it looks beyond NAT? Its headers have been read. */
+static __always_inline int accepted_beyond(int typed, const struct sight *sight)
+{
+#ifdef SELECT_PCAP
+	int slot = 0;
+	__u64 version = version_of(IS_TRANSLATED);
+	struct tuple *beyond = translations.lookup(&sight->tuple);
+	struct frame *frame = frames.lookup(&slot);
+	__u32 bytes;
+
+	if (!beyond || !frame) {
+		keep_no(typed, sight, IS_TRANSLATED, version);
+		return 0;
+	}
+	begin_frame(typed, sight, frame);
+	bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES, sight->l3,
+			    sight->linear_bytes);
+	rewrite(frame, beyond);
+	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
+#else
+	return 0;
+#endif
+}
+
+static __always_inline enum choice ask_filter(int typed, const struct sight *sight)
+{
+	if (filter_accepts(typed, sight))
+		return ACCEPTED;
+#ifdef SELECT_PCAP
+	if (version_of(IS_TRANSLATED))
+		return PERHAPS_TRANSLATED;
+#endif
+	return NOT_CHOSEN;
+}
+
+/* What costs least is asked first: could a packet be chosen here, and does the filter want it? */
+static __always_inline enum choice may_choose(int typed, const struct sight *sight)
+{
+	enum choice choice;
+
+	if (!sight->may_begin)
+		return NOT_CHOSEN;
+#ifdef SELECT_PODS
+	if (known_not(typed, sight, IS_SELECTED, NULL))
+		return NOT_CHOSEN;
+#endif
+	choice = ask_filter(typed, sight);
+#ifdef SELECT_PCAP
+	int slot = 0;
+	struct frame *frame = frames.lookup(&slot);
+
+	/* The filter's frame has the words already. */
+	if (choice == PERHAPS_TRANSLATED && frame &&
+	    known_not(typed, sight, IS_TRANSLATED, (void *)frame->packet + L2_BYTES))
+		return NOT_CHOSEN;
+#endif
+	return choice;
+}
+
+#endif
