@@ -174,23 +174,47 @@ def test_nft_reject(routed, watch, source, version):
     say(found, NETFILTER | place(path.where) | wanted | source, "rejected")
 
 
-@pytest.mark.parametrize("killer", ["inet", "ip"])
-def test_two_families_in_one_hook(routed, watch, source, killer):
-    """The same match in an inet and an ip table: the one that drops is named."""
+@pytest.mark.parametrize("killer", ["iptables-nft", "inet", "ip"])
+def test_three_families_in_one_hook(routed, watch, source, killer):
+    """The same match in tables of iptables-nft, inet and ip, by priority: the one that drops."""
     port, path = new_port(), way(routed, "forward", 4)
     chain = "type filter hook forward priority {}; udp dport {} counter {};"
+    target = "DROP" if killer == "iptables-nft" else "ACCEPT"
     try:
         for family, priority in (("inet", 3), ("ip", 4)):
             verdict = "drop" if family == killer else "accept"
             text = _table(family, "twofold", chain.format(priority, port, verdict))
             path.where.run("nft", "-f", "-", stdin=text)
-        send_udp(path.sender, (path.to, port), COUNT)
-        found = watch.expect(COUNT, about(path, port))
+        words = ("FORWARD", "-p", "udp", "--dport", str(port), "-j", target)
+        with iptables(path.where, "iptables-nft", *words):
+            send_udp(path.sender, (path.to, port), COUNT)
+            found = watch.expect(COUNT, about(path, port))
     finally:
         for family in ("inet", "ip"):
             path.where.run("nft", "delete", "table", family, "twofold", check=False)
-    wanted = rule("twofold", "c", lambda text: text.endswith("drop"), family=killer)
-    say(found, NETFILTER | wanted | source, f"table {killer} twofold")
+    if killer == "iptables-nft":
+        text = f"-A FORWARD -p udp -m udp --dport {port} -j DROP"
+        wanted = rule("filter", "FORWARD", text, family="ip", backend="iptables-nft", priority=0)
+    else:
+        wanted = rule("twofold", "c", lambda text: str(text).endswith("drop"), family=killer)
+    say(found, NETFILTER | wanted | source, f"table {wanted['netfilter.family']}")
+
+
+@pytest.mark.parametrize("family", ["netdev", "inet"])
+def test_a_chain_of_a_device(routed, watch, family):
+    """Before all hooks where packets are marked for the trace; the other device's is not it."""
+    port, path = new_port(), way(routed, "forward", 4)
+    other = 'type filter hook ingress device "to-right" priority 0; udp dport != 0 drop;'
+    path.where.run("nft", "-f", "-", stdin=_table(family, "other-device", other))
+    try:
+        with nft(path.where, family, "ingress device to-left", f"udp dport {port} drop"):
+            send_udp(path.sender, (path.to, port), COUNT)
+            found = watch.expect(COUNT, {**about(path, port), "src.address": routed.left.ip4})
+    finally:
+        path.where.run("nft", "delete", "table", family, "other-device")
+    wanted = rule("tracer-tests", "c", f"udp dport {port} drop", verdict="drop", path=["c"])
+    wanted |= {"netfilter.hook": "INGRESS", "netfilter.rule_source": "inferred"}
+    say(found, NETFILTER | place(path.where) | wanted, f"table {family} tracer-tests")
 
 
 def test_a_rule_that_is_gone_when_its_drop_is_looked_at(routed, watch, source):
