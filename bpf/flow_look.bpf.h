@@ -150,10 +150,12 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
  */
 static __always_inline int is_due(struct flow_count *count, const struct crossing *at)
 {
-	__u32 tick = bpf_jiffies64(), last = count->tick;
+	__u32 tick = bpf_jiffies64();
 
+	if (!RARELY(count->tick != tick || at->tcp & TCP_TURNS))
+		return 0;
 	count->tick = tick;
-	return RARELY(last != tick || at->tcp & TCP_TURNS);
+	return 1;
 }
 
 /* Follow this packet across the node, if none was in this tick. */

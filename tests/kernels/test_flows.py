@@ -7,7 +7,7 @@ import socket
 import pytest
 from lab import runner
 from lab.rules import counted, nft
-from lab.traffic import family_of, new_port, udp_listener
+from lab.traffic import converse, family_of, new_port, tcp_listener, udp_listener
 from ways import attached, forced, kinds_of
 
 SENT, BACK, SIZE = 301, 77, 100
@@ -71,3 +71,21 @@ def test_dropped_flows_are_exact(routed, kind, record_property):
         done = live.stop()
     dropped = total(done.records, netns=routed.router.inode, verdict="dropped", dst_port=port)
     assert dropped == (count, count * (SIZE + HEADERS[4]))
+
+
+@pytest.mark.parametrize("kind", kinds_of("flows"))
+def test_tcp_is_timed(routed, kind, record_property):
+    record_property("way", kind)
+    port, left, right = new_port(), routed.left, routed.right
+    with (
+        tcp_listener(right.where, port) as listener,
+        runner.running("flows", "--interval", "1m", *forced("flows", kind)) as live,
+    ):
+        converse(left.where, (right.ip4, port), listener)
+        done = live.stop()
+    assert done.code == 0, done.err
+    for host, name in ((left, "dst.port"), (right, "src.port")):
+        about = {name: port, "netns": host.where.inode, "direction": "egress"}
+        sent = next(r for r in done.records if runner.matches(r, about))
+        for field in ("tcp.rtt_ns", "tcp.handshake_ns"):
+            assert 0 < sent[field] < 60 * 10**9, (host.ip4, field)

@@ -92,7 +92,10 @@ def wanted_by(details: Details, keys: np.ndarray) -> Details:
     entry, _ = _find_entries(keys, details.entries)
     waiting = _last_of(_codes(keys), _codes(details.transit_keys)) >= 0
     entries = details.entries[np.unique(entry[entry >= 0])]
-    return Details(entries, details.transit_keys[waiting], details.transits[waiting])
+    kept = details.transit_keys[waiting]
+    raw = np.ascontiguousarray(kept).view(f"V{kept.itemsize}")
+    _, first, number = np.unique(raw, return_index=True, return_inverse=True)
+    return Details(entries, kept[first], _summed(details.transits[waiting], number, len(first)))
 
 
 def link(keys: np.ndarray, syn_ns: np.ndarray, details: Details) -> Linked:
@@ -191,13 +194,17 @@ def _sum_transits(keys: np.ndarray, details: Details) -> tuple[Rows, np.ndarray]
     ]
     row = _last_of(*codes)
     rows, number = np.unique(row[row >= 0], return_inverse=True)
-    told = details.transits[row >= 0]
-    sums = np.zeros(len(rows), told.dtype)
-    for name in ("sum_ns", "buckets"):
-        np.add.at(sums[name], number.ravel(), told[name])
-    np.maximum.at(sums["max_ns"], number.ravel(), told["max_ns"])
     index[rows] = np.arange(len(rows))
-    return index, sums
+    return index, _summed(details.transits[row >= 0], number, len(rows))
+
+
+def _summed(transits: np.ndarray, number: Rows, count: int) -> np.ndarray:
+    """(count,) flow_transit of (t,), by the number of each."""
+    sums = np.zeros(count, transits.dtype)
+    for name in ("sum_ns", "buckets"):
+        np.add.at(sums[name], number.ravel(), transits[name])
+    np.maximum.at(sums["max_ns"], number.ravel(), transits["max_ns"])
+    return sums
 
 
 def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> Rows:
