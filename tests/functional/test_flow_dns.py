@@ -98,12 +98,13 @@ def test_each_pod_has_its_own_names(cluster, flows):
         for pod in (cluster.client, cluster.agent, web):
             send_udp(pod.where, (outside, port), SENT)
         done = live.stop()
-    told = [one["flow"] for one in done.records if "flow" in one]
+    sent = {"verdict": "FORWARDED", "traffic_direction": "EGRESS"}
     names = {
         flow["source"]["pod_name"]: flow.get("destination_names")
-        for flow in told
+        for flow in (one["flow"] for one in done.records if "flow" in one)
         if flow.get("l4", {}).get("UDP", {}).get("destination_port") == port
-        and flow["verdict"] == "FORWARDED"
+        and runner.matches(flow, sent)
+        and "source" in flow
     }
     assert names == {"client-0": ["db.test"], "agent-0": ["cache.test"], "web-0": None}
 
