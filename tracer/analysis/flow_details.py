@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.analysis.conntrack import INFO, TCP_STATES
-from tracer.analysis.flow_ends import Ends, Pods, named, numbers, spread
+from tracer.analysis.flow_ends import Ends, Pods, numbers, spread
 from tracer.analysis.services import service_columns
 from tracer.flow_table import Column, coded
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from tracer.analysis.connections import Linked
     from tracer.model import Node
 
-_TCP, _ICMP = 6, (1, 58)
+_ICMP = (1, 58)
 _NS_PER_US = np.uint64(1000)
+_BYTE = 256
+_STATES = (*INFO, *[None] * (_BYTE - len(INFO)))
+_TCP_STATES = (None, *TCP_STATES[1:], *[None] * (_BYTE - len(TCP_STATES)))
+"""Of each number that a byte can hold."""
 
 
 def detail_columns(totals: np.ndarray, linked: Linked, ends: Ends) -> dict[str, Column]:
@@ -76,50 +80,56 @@ def connection_columns(
     rows = np.flatnonzero(held)
     told = entries[linked.entry[rows]]
     columns = {
-        "conntrack.state": named(told["info"], _info),
-        "conntrack.direction": named(linked.reply[rows], ("original", "reply").__getitem__),
-        "conntrack.tcp.state": named(
-            told["tcp_state"], _tcp_state, told["orig"]["protocol"] == _TCP
-        ),
+        "conntrack.state": spread(_STATES, told["info"]),
+        "conntrack.direction": spread(("original", "reply"), linked.reply[rows].astype(np.int8)),
+        "conntrack.tcp.state": spread(_TCP_STATES, told["tcp_state"]),
         "conntrack.zone": _if_any(told["zone"]),
         "conntrack.mark": _if_any(told["mark"]),
-        **_nat_columns(told, pods),
+        **_nat_columns(told, flows, rows, linked.reply[rows], pods),
     }
-    asked = _asked(flows, rows, told["orig"])
-    services = service_columns(asked.flow, asked.addresses, (asked.goal, asked.source), node)
+    services: dict[str, Column] = {}
+    if node.services:
+        asked = _asked(flows, rows, told["orig"])
+        services = service_columns(asked.flow, asked.addresses, (asked.goal, asked.source), node)
     expanded = {name: _expanded(one, rows, len(held)) for name, one in columns.items()}
     return _with_services(expanded, services)
 
 
-def _info(info: int) -> str:
-    return INFO[info] if info < len(INFO) else ""
-
-
-def _tcp_state(state: int) -> str:
-    return TCP_STATES[state] if 0 < state < len(TCP_STATES) else ""
-
-
-def _nat_columns(told: np.ndarray, pods: Pods) -> dict[str, Column]:
+def _nat_columns(
+    told: np.ndarray,
+    flows: Ends,
+    rows: NDArray[np.int64],
+    reply: NDArray[np.bool_],
+    pods: Pods,
+) -> dict[str, Column]:
     """Who opened, whom he asked, who answers, and from where he seems to come."""
-    opened, answered = Ends(told["orig"]), Ends(told["reply"])
     source = _differs(told, "saddr", "sport", "daddr", "dport")
     destination = _differs(told, "daddr", "dport", "saddr", "sport")
-    client = pods.by_address(opened)[opened.source]
-    backend = pods.by_address(answered)[answered.source]
+    pod = pods.by_address(flows)
+    sender, receiver = pod[flows.source[rows]], pod[flows.goal[rows]]
+    client, backend = np.where(reply, (receiver, sender), (sender, receiver))
+    changed = np.flatnonzero(source | destination)
+    # Only of what NAT changed the ends are others than the flow's own.
+    opened, answered = Ends(told["orig"][changed]), Ends(told["reply"][changed])
+    client[changed] = pods.by_address(opened)[opened.source]
+    backend[changed] = pods.by_address(answered)[answered.source]
     columns = {
         **pods.columns("k8s.client.namespace", "k8s.client.pod.name", "k8s.client.owner", client),
         **pods.columns(
             "k8s.backend.namespace", "k8s.backend.pod.name", "k8s.backend.owner", backend
         ),
     }
+    everywhere = np.ones(len(changed), bool)
     for name, side, end, port, where in (
-        ("client", opened, opened.source, told["orig"]["sport"], source | destination),
-        ("service", opened, opened.goal, told["orig"]["dport"], destination),
-        ("nat.src", answered, answered.goal, told["reply"]["dport"], source),
-        ("nat.dst", answered, answered.source, told["reply"]["sport"], destination),
+        ("client", opened, opened.source, "sport", everywhere),
+        ("service", opened, opened.goal, "dport", destination[changed]),
+        ("nat.src", answered, answered.goal, "dport", source[changed]),
+        ("nat.dst", answered, answered.source, "sport", destination[changed]),
     ):
-        columns[f"{name}.address"] = spread(side.addresses, np.where(where, end, -1))
-        columns[f"{name}.port"] = numbers(port, where & side.has_ports)
+        address = spread(side.addresses, np.where(where, end, -1))
+        number = numbers(side.flow[port], where & side.has_ports)
+        columns[f"{name}.address"] = _expanded(address, changed, len(rows))
+        columns[f"{name}.port"] = _expanded(number, changed, len(rows))
     return columns
 
 
