@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import statistics
 import struct
@@ -52,6 +53,8 @@ WORLD = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mo
 UID_MARK = "50a650a6"
 DISK, DISK_BYTES = Path("/run/soak"), 96 << 20
 FULL_S, PAUSE_S = 3.0, 2.0
+STOP_S = 120.0
+"""To write the last interval, on a machine that others use."""
 MAX_FLOWS = 131072
 """Room for some seconds without a processor."""
 SAMPLE_S = 5.0
@@ -248,10 +251,12 @@ def soak(cluster: lab_cluster.Cluster, arguments: argparse.Namespace) -> dict[st
                 whole.next()
                 if not rss or now_s - rss[-1][0] > SAMPLE_S:
                     rss.append((now_s, process.memory_info().rss))
+                    print(f"{now_s:.0f} s: {rss[-1][1] / 1e6:.1f} MB", file=sys.stderr, flush=True)
         time.sleep(2)
         cpu_s = runner.cpu_s(process.pid) - cpu_s
         after = {key: n for pod in watched for key, n in device_packets(pod).items()}
-        done = live.stop()
+        live.process.send_signal(signal.SIGINT)
+        done = live.ended(timeout_s=STOP_S)
     files.collect(everything=True)
     grew = {key: after[key] - before[key] for key in before}
     return {

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 READY_S = 30.0
 SETTLE_S = 0.2
+STOP_S = 120.0
+"""A million flows are still to be written."""
 BPFTRACE = """
 BEGIN { printf("ready\\n"); }
 tracepoint:net:net_dev_start_xmit, tracepoint:net:netif_receive_skb { @packets[probe] = count(); }
@@ -147,7 +149,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 leaf.send_signal(signal.SIGINT)
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=STOP_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
