@@ -51,6 +51,8 @@ HOOKS = {
     HOP.HOP_DROPPED: "kfree_skb",
 }
 """The kernel's names of where a hop was seen."""
+_ASKS_NEIGHBOUR = ("__neigh_event_send", "neigh_probe", "neigh_timer_handler")
+"""Where a clone of the packet that waits for an address is freed, once the question is sent."""
 _DROP_NAMES = ("drop.", "netfilter.", "interface.", "netns", "k8s.pod.", "mark")
 _TELLING = frozenset((HOP.HOP_ROUTE, HOP.HOP_DROPPED, HOP.HOP_CONSUMED, HOP.HOP_COPIED))
 
@@ -207,11 +209,11 @@ def _hops(path: Path, view: _View) -> list[Record]:
             hop["delta_ns"] = delta_ns
         if duration_ns >= 0:
             hop["duration_ns"] = duration_ns
-        if telling[form]:
-            _note_end(hop, view, row)
         if row in changes:
             text = changes[row]
             hop["changes"] = text if text[0] else [f"crossed into {where(hop)}", *text[1:]]
+        if telling[form]:
+            _note_end(hop, view, row)
         hops.append(hop)
     if columns.branched[path.number]:
         _note_branches(hops, path, columns)
@@ -256,6 +258,8 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
         hop["location"] = context.symbol(int(columns.location[row]))
         if kind == HOP.HOP_DROPPED:
             hop["drop.reason"] = context.reason(int(columns.argument[row]))
+        elif hop["location"].partition("+")[0] in _ASKS_NEIGHBOUR:
+            hop["changes"] = [*hop.get("changes", ()), "asks for the next hop's link address"]
 
 
 def parse_row(row: np.void) -> Record:
