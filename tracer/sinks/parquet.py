@@ -49,6 +49,8 @@ JOURNAL = ".arrows"
 ROW_GROUP = 1 << 16
 _ARROW_MAGIC = b"\xff\xff\xff\xff"
 """How every message of an Arrow stream begins (the continuation marker)."""
+_COLUMNS = b"tracer.columns"
+"""Metadata of a journal's stream: all columns of the file that it becomes."""
 _NS_PER_HOUR = 3600 * 1_000_000_000
 
 
@@ -70,14 +72,20 @@ def schema(names: Sequence[str] = tuple(FIELDS)) -> pa.Schema:
 
 
 def arrow_batch(table: FlowTable, wanted: pa.Schema) -> pa.RecordBatch:
-    """Columns as they are, without a look at a row."""
-    arrays = [
-        _array(table.columns[field.name], field.type)
-        if field.name in table.columns
-        else pa.nulls(table.rows, field.type)
-        for field in wanted
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=wanted)
+    """Those columns of `wanted` that the table has, as they are, without a look at a row.
+
+    What the others are called is in the schema's metadata: an empty column costs, too.
+    """
+    fields = [field for field in wanted if field.name in table.columns]
+    told = {**wanted.metadata, _COLUMNS: ",".join(wanted.names)}
+    arrays = [_array(table.columns[field.name], field.type) for field in fields]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata=told))
+
+
+def _whole_schema(part: pa.Schema) -> pa.Schema:
+    """The schema of which `arrow_batch` took a part; one that does not tell is whole."""
+    names = part.metadata.get(_COLUMNS)
+    return schema(names.decode().split(",")) if names else part
 
 
 def _array(column: Column, kind: pa.DataType) -> pa.Array:
@@ -115,9 +123,9 @@ class ParquetFiles:
 
     def encode(self, table: FlowTable) -> Piece:
         """A table as an Arrow stream of its own."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self._schema) as stream:
-            stream.write_batch(arrow_batch(table, self._schema))
+        sink, batch = pa.BufferOutputStream(), arrow_batch(table, self._schema)
+        with pa.ipc.new_stream(sink, batch.schema) as stream:
+            stream.write_batch(batch)
         return Piece((sink.getvalue().to_pybytes(),), table.rows)
 
     def write(self, piece: Piece) -> Piece | None:
@@ -174,7 +182,7 @@ class ParquetFiles:
                 for hour, rows in _by_hour(batch):
                     if hour not in writers:
                         goal = self._folder / _partition(hour) / f"{stem}.parquet"
-                        writers[hour] = _Part(goal, batch.schema)
+                        writers[hour] = _Part(goal, _whole_schema(batch.schema))
                     writers[hour].add(rows)
             for part in writers.values():
                 part.publish(synced=self._policy.fsync != "never")
@@ -202,6 +210,7 @@ class _Part:
         goal.parent.mkdir(parents=True, exist_ok=True)
         self._goal, self._made = goal, rotation.partial(goal)
         self._rows: list[pa.RecordBatch] = []
+        self._schema = wanted
         self._raw = pa.OSFile(str(self._made), "wb")
         texts = [field.name for field in wanted if pa.types.is_dictionary(field.type)]
         self._writer = pq.ParquetWriter(
@@ -216,7 +225,15 @@ class _Part:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_batches(self._rows).unify_dictionaries())
+            parts = [pa.Table.from_batches([rows]) for rows in self._rows]
+            rows = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
+            columns = [
+                rows.column(field.name)
+                if field.name in rows.column_names
+                else pa.nulls(len(rows), field.type)
+                for field in self._schema
+            ]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows = []
 
     def publish(self, *, synced: bool) -> None:
