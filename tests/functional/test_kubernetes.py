@@ -97,15 +97,16 @@ def until_known(cluster, seen, port, wanted):
 def test_drops_name_what_lies_beyond_the_node(cluster, cri_env, api, tmp_path, to_service):
     config = kubeconfig(tmp_path / "config", api.url)
     client, about = cluster.client, udp(cluster.client.ip4, cluster.outside_ip4, to_service)
+    policy = {
+        "policy.namespace": client.namespace,
+        "policy.name": "default-deny",
+        "policy.direction": "egress",
+    }
     with running("drops", "-o", "json", "--kubeconfig", str(config), env=cri_env) as live:
-        until_known(cluster, watch(live), to_service, REDIS | SERVICE)
+        # Each kind is watched for itself: one may be known before another.
+        until_known(cluster, watch(live), to_service, REDIS | SERVICE | policy)
         seen = watch(live)
         send_udp(client.where, (VIP, SERVICE_PORT), COUNT, FIRST)
-        policy = {
-            "policy.namespace": client.namespace,
-            "policy.name": "default-deny",
-            "policy.direction": "egress",
-        }
         wanted = about | REDIS | SERVICE | policy | owner(client, "egress") | source(client)
         found = seen.expect(COUNT, wanted | {"ip.length": HEADERS_BYTES + len(FIRST)})
         told = (
