@@ -25,13 +25,9 @@ static __always_inline void route_hop(__u32 table, const __u8 *daddr,
 	dev = nhc ? READ(nhc->nhc_dev) : NULL;
 	if (device_place(dev, &place) && place.netns != last->netns)
 		return;
-	event = hops.ringbuf_reserve(sizeof(*event));
-	if (!event) {
-		lose(LOSS_HOPS);
+	event = new_hop();
+	if (!event)
 		return;
-	}
-	clear_hop(event);
-	event->time_ns = bpf_ktime_get_boot_ns();
 	event->hop = HOP_ROUTE;
 	event->packet_id = last->packet_id;
 	event->skb = last->skb;

@@ -17,6 +17,20 @@ static __always_inline void clear_hop(struct hop_event *event)
 	__builtin_memset(event, 0, sizeof(*event) > 512 ? HOP_HEAD_BYTES : sizeof(*event));
 }
 
+/* The record of a hop that happens now, its other fields zero; NULL, and counted, without room. */
+static __always_inline struct hop_event *new_hop(void)
+{
+	struct hop_event *event = hops.ringbuf_reserve(sizeof(*event));
+
+	if (!event) {
+		lose(LOSS_HOPS);
+		return NULL;
+	}
+	clear_hop(event);
+	event->time_ns = bpf_ktime_get_boot_ns();
+	return event;
+}
+
 /* What can be said of a packet on a device, its network header at `l3`. */
 static __always_inline void see(int typed, struct sk_buff *skb, struct net_device *dev, void *l3,
 				struct sight *sight)
@@ -60,7 +74,6 @@ static __always_inline void describe(int typed, const struct sight *sight, struc
 	struct skb_shared_info *shared = sight->head + LOAD(sight->skb->end);
 	__u16 mac = LOAD(sight->skb->mac_header);
 
-	event->time_ns = bpf_ktime_get_boot_ns();
 	event->packet_id = sight->packet_id;
 	event->hop = sight->hop;
 	event->flags = sight->flags;
@@ -151,13 +164,10 @@ static __always_inline int recognise(int typed, struct sight *sight)
 
 static __always_inline int report_hop(int typed, const struct sight *sight)
 {
-	struct hop_event *event = hops.ringbuf_reserve(sizeof(*event));
+	struct hop_event *event = new_hop();
 
-	if (!event) {
-		lose(LOSS_HOPS);
+	if (!event)
 		return 0;
-	}
-	clear_hop(event);
 	describe(typed, sight, event);
 	remember(event, sight->followed_signature);
 	conclude(sight, event);

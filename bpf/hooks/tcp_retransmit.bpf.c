@@ -14,13 +14,9 @@ static __always_inline void tell_retransmit(int typed, const struct sock *sk,
 
 	if (!sent)
 		return;
-	event = hops.ringbuf_reserve(sizeof(*event));
-	if (!event) {
-		lose(LOSS_HOPS);
+	event = new_hop();
+	if (!event)
 		return;
-	}
-	clear_hop(event);
-	event->time_ns = bpf_ktime_get_boot_ns();
 	event->packet_id = sent->packet_id;
 	event->signature = sent->signature;
 	event->hop = HOP_RETRANSMIT;
