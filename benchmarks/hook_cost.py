@@ -13,13 +13,13 @@ import argparse
 import json
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/functional"))
 
 from alone import alone
+from bpf_stats import bpf_stats
 from lab import runner, topology
 from lab.rules import nft
 from lab.shell import run
@@ -29,8 +29,6 @@ from tracer.kernel import libbpf
 from tracer.kernel.hooks import HOOKS, NETFILTER, TYPED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lab.topology import Routed
 
 CHOSEN, OTHER, DROPPED = 20201, 20203, 20205
@@ -39,20 +37,8 @@ COMMANDS = {
     "flows": ("--interval", "500ms"),
     "trace": (f"udp dst port {CHOSEN}", "-o", "json"),
 }
-STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 runner.READY_S = 250
 runner.STOP_S = 60
-
-
-@contextmanager
-def counting() -> Iterator[None]:
-    """The kernel counts calls and run time of every BPF program."""
-    before = STATS.read_text()
-    STATS.write_text("1")
-    try:
-        yield
-    finally:
-        STATS.write_text(before)
 
 
 def totals() -> dict[str, tuple[int, int]]:
@@ -111,7 +97,7 @@ def main() -> None:
     parser.add_argument("--commands", default=",".join(COMMANDS), help="default: %(default)s")
     arguments = parser.parse_args()
     functions = {name: hook for hook in HOOKS for name in hook.functions}
-    with alone(), counting(), topology.routed("-cost") as routed:
+    with alone(), bpf_stats(), topology.routed("-cost") as routed:
         rule = f"udp dport {DROPPED} drop"
         with nft(routed.router, "inet", "forward", rule):
             empty = empty_ns(routed, arguments.count)

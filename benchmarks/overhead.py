@@ -18,8 +18,9 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bpf_stats import bpf_stats
 from figures import Estimate, estimate
 from tools import Tool, held_programs, running, tools
 from two_pods import blast, compile_blast, two_pods
@@ -27,15 +28,11 @@ from two_pods import blast, compile_blast, two_pods
 from tracer.kernel import libbpf
 from tracer.kernel.hooks import TYPED
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 MODES = ("udp", "udp-rr", "tcp")
 OFF = "off"
 BURSTS = 5
 DIRECT_MILLISECONDS = 600
 EMPTY_ON = ("net_dev_start_xmit", "netif_receive_skb")
-STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 IDLE_S, IDLE_LOOKS = 2.0, 7
 
 COLUMNS = (
@@ -148,17 +145,6 @@ class Bench:
             after = held_programs("self")
         ns = sum(after[one][0] - before[one][0] for one in before)
         return ns / sum(after[one][1] - before[one][1] for one in before)
-
-
-@contextlib.contextmanager
-def bpf_stats() -> Iterator[None]:
-    """Let the kernel time every BPF program for the block (which itself costs)."""
-    before = STATS.read_text()
-    STATS.write_text("1")
-    try:
-        yield
-    finally:
-        STATS.write_text(before)
 
 
 def measure(arguments: argparse.Namespace, directory: Path) -> tuple[dict[str, Samples], float]:

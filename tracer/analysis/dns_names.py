@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.flow_table import Column, coded
+from tracer.wall_time import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from tracer.analysis.dns import Answer
 
-NS_PER_S = 1_000_000_000
 FLOOR_S = 60
 MOST_ADDRESSES = 32768
 MOST_BYTES = 16 << 20

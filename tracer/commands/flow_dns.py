@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.analysis.dns import MalformedError, parse_answer
-from tracer.analysis.dns_names import NS_PER_S, DnsNames
+from tracer.analysis.dns_names import DnsNames
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods
 from tracer.kernel.ring import open_ring
 from tracer.layout import layout
 from tracer.session import say
+from tracer.wall_time import NS_PER_S
 
 if TYPE_CHECKING:
     from tracer.session import Session

@@ -24,6 +24,7 @@ from tracer.files import NO_ROOM, PieceFile, sync, unwritable
 from tracer.flow_table import BOOL, COLUMNS, FIELDS, SCHEMA_VERSION, TEXT, TIME
 from tracer.sinks import rotation
 from tracer.sinks.backlog import Piece
+from tracer.wall_time import NS_PER_S
 
 try:
     import pyarrow as pa
@@ -51,7 +52,7 @@ _ARROW_MAGIC = b"\xff\xff\xff\xff"
 """How every message of an Arrow stream begins (the continuation marker)."""
 _COLUMNS = b"tracer.columns"
 """Metadata of a journal's stream: all columns of the file that it becomes."""
-_NS_PER_HOUR = 3600 * 1_000_000_000
+_NS_PER_HOUR = 3600 * NS_PER_S
 
 
 def arrow_type(field: Field) -> pa.DataType:
