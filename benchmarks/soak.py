@@ -30,6 +30,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,22 +40,30 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "functional"))
 
 from lab import cluster as lab_cluster
-from lab import namespaces, runner
+from lab import containerd, namespaces, runner
 from lab.namespaces import End
 from lab.shell import run
 from lab.traffic import send_udp, udp_listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from multiprocessing.sharedctypes import Synchronized
     from multiprocessing.synchronize import Event
 
 INSIDE = "TRACER_SOAK_INSIDE"
 WORLD = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 UID_MARK = "50a650a6"
+SITE = 178
+"""Of addresses that functional tests do not use: they may run beside it, in namespaces that the
+kernel shows to this tracer too, and an address in two namespaces names no pod."""
 DISK, DISK_BYTES = Path("/run/soak"), 96 << 20
 FULL_S, PAUSE_S = 3.0, 2.0
 STOP_S = 120.0
 """To write the last interval, on a machine that others use."""
+TELLS_WHERE = {"PYTHONFAULTHANDLER": "1"}
+"""A process that has to be aborted writes the stack of each thread to stderr."""
+STALL_S = 30.0
+"""That an answer may take, on the same."""
 MAX_FLOWS = 131072
 """Room for some seconds without a processor."""
 SAMPLE_S = 5.0
@@ -80,19 +89,23 @@ def world() -> None:
     DISK.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(DISK))
     lab_cluster.UID_MARK = UID_MARK
+    containerd.SITE = SITE
 
 
-def connect_forever(client: str, web: str, address: str, a_second: int, stop: Event) -> None:
-    """So many short TCP connections a second, each with a question and an answer."""
+def connect_forever(
+    client: str, web: str, address: str, a_second: int, stop: Event, made: Synchronized[int]
+) -> None:
+    """So many short TCP connections a second, each with a question and an answer; counts them."""
     asking, answering = namespaces.Namespace(client), namespaces.Namespace(web)
     listener = answering.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind(("", 7001))
     listener.listen(64)
-    begin_s, made = time.monotonic(), 0
+    listener.settimeout(STALL_S)
+    begin_s = time.monotonic()
     with asking.entered():
         while not stop.is_set():
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
-                one.settimeout(5)
+                one.settimeout(STALL_S)
                 # Ends with a reset: no port waits for its TIME_WAIT.
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
                 one.connect((address, 7001))
@@ -101,8 +114,8 @@ def connect_forever(client: str, web: str, address: str, a_second: int, stop: Ev
                     accepted.recv(100)
                     accepted.sendall(b"answer")
                     one.recv(100)
-            made += 1
-            time.sleep(max(0.0, begin_s + made / a_second - time.monotonic()))
+            made.value += 1
+            time.sleep(max(0.0, begin_s + made.value / a_second - time.monotonic()))
 
 
 class Files:
@@ -179,10 +192,10 @@ class Soak:
         made = namespaces.create("soak")
         # The kernel takes a namespace's devices away some time after the namespace.
         here = f"{namespaces.PREFIX}s{self._number}"
-        namespaces.join(
-            End(namespaces.node(), here, ("10.247.1.1/24",)), End(made, "eth0", ("10.247.1.2/24",))
-        )
-        made.ip("route add default via 10.247.1.1")
+        net = f"10.247.{SITE}"
+        ends = (f"{net}.1/24",), (f"{net}.2/24",)
+        namespaces.join(End(namespaces.node(), here, ends[0]), End(made, "eth0", ends[1]))
+        made.ip(f"route add default via {net}.1")
         self._send(made)
         namespaces.delete("soak")
 
@@ -208,21 +221,29 @@ class Soak:
             time.sleep(1)
 
 
+@dataclass(slots=True)
+class Connections:
+    """How many there were, and how it ended."""
+
+    made: int = 0
+    exit_code: int | None = None
+
+
 @contextmanager
-def connections(cluster: lab_cluster.Cluster, a_second: int) -> Iterator[None]:
+def connections(cluster: lab_cluster.Cluster, a_second: int) -> Iterator[Connections]:
     """Short connections from client to web for the block."""
     context = multiprocessing.get_context("fork")
-    stop = context.Event()
+    stop, made = context.Event(), context.Value("q", 0)
     ends = cluster.client.where.path, cluster.web.where.path, cluster.web.ip4
-    process = context.Process(target=connect_forever, args=(*ends, a_second, stop))
+    process = context.Process(target=connect_forever, args=(*ends, a_second, stop, made))
     process.start()
+    whole = Connections()
     try:
-        yield
+        yield whole
     finally:
         stop.set()
-        process.join(10)
-        if process.exitcode:
-            raise RuntimeError("connections: an error (see stderr)")
+        process.join(2 * STALL_S)
+        whole.made, whole.exit_code = made.value, process.exitcode
 
 
 def device_packets(pod: lab_cluster.Pod) -> dict[tuple[int, str], int]:
@@ -236,44 +257,57 @@ def soak(cluster: lab_cluster.Cluster, arguments: argparse.Namespace) -> dict[st
     """Run for the time; the figures."""
     path = DISK / "flows.jsonl"
     files = Files(path)
-    words = ("--interval", "1s", "--file-max-age", "4s", "--file-max-backups", "0")
-    words += ("--max-flows", str(MAX_FLOWS))
+    words = (
+        *("--interval", "1s", "--file-max-age", "4s", "--file-max-backups", "0"),
+        *("--max-flows", str(MAX_FLOWS)),
+    )
     watched = (cluster.client, cluster.web)
     rss: list[tuple[float, int]] = []
     with ExitStack() as held:
-        live = held.enter_context(runner.running("flows", *words, "--write", str(path)))
+        live = held.enter_context(
+            runner.running("flows", *words, "--write", str(path), env=TELLS_WHERE)
+        )
         process = psutil.Process(live.process.pid)
         before = {key: n for pod in watched for key, n in device_packets(pod).items()}
         whole = Soak(cluster, files, step_clock=arguments.step_clock)
         begin_s, cpu_s = time.monotonic(), runner.cpu_s(process.pid)
-        with connections(cluster, arguments.connections):
+        with connections(cluster, arguments.connections) as opened:
             while (now_s := time.monotonic() - begin_s) < arguments.minutes * 60:
                 whole.next()
                 if not rss or now_s - rss[-1][0] > SAMPLE_S:
                     rss.append((now_s, process.memory_info().rss))
                     print(f"{now_s:.0f} s: {rss[-1][1] / 1e6:.1f} MB", file=sys.stderr, flush=True)
+            took_s = time.monotonic() - begin_s
         time.sleep(2)
         cpu_s = runner.cpu_s(process.pid) - cpu_s
         after = {key: n for pod in watched for key, n in device_packets(pod).items()}
+        stop_s = time.monotonic()
         live.process.send_signal(signal.SIGINT)
-        done = live.ended(timeout_s=STOP_S)
+        try:
+            done = live.ended(stop_s, timeout_s=STOP_S)
+        except subprocess.TimeoutExpired:
+            live.process.send_signal(signal.SIGABRT)
+            done = live.ended(stop_s)
     files.collect(everything=True)
     grew = {key: after[key] - before[key] for key in before}
     return {
         "minutes": arguments.minutes,
+        "connections_per_s": round(opened.made / took_s, 1),
         "events": dict(whole.done),
         "files": files.files,
         "records": files.records,
         "packets": sum(files.by_device.values()),
         "packets_summed_by_device": files.other,
-        "cpu_percent": round(100 * cpu_s / (arguments.minutes * 60), 2),
+        "cpu_percent": round(100 * cpu_s / took_s, 2),
+        "stop_s": round(live.stop_s, 1),
         "rss_mb": [round(size / 1e6, 1) for _, size in rss[:: max(1, len(rss) // 24)]],
-        "wrong": judge(whole, files, grew, rss, done),
+        "wrong": judge(whole, opened, files, grew, rss, done),
     }
 
 
 def judge(
     whole: Soak,
+    opened: Connections,
     files: Files,
     grew: dict[tuple[int, str], int],
     rss: list[tuple[float, int]],
@@ -297,6 +331,7 @@ def judge(
         wrong.append(f"memory: {earlier / 1e6:.1f} MB, then {later / 1e6:.1f} MB")
     wrong += [f"lost: {count} of {source}" for source, count in files.lost.items()]
     wrong += [f"exit code {done.code}"] if done.code else []
+    wrong += [f"connections: exit code {opened.exit_code}"] if opened.exit_code != 0 else []
     lines = [line for line in done.err.splitlines() if not EXPLAINED.match(line)]
     return wrong + [f"stderr: {line}" for line in dict.fromkeys(lines)]
 

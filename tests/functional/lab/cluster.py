@@ -73,10 +73,10 @@ class Cluster:
 
     runtime: containerd.Containerd
     outside: Namespace
-    outside_ip4: str = "10.245.77.2"
-    outside_ip6: str = "fd00:10:245:77::2"
-    node_ip4: str = "10.245.77.1"
-    node_ip6: str = "fd00:10:245:77::1"
+    outside_ip4: str = field(default_factory=lambda: f"10.245.{containerd.SITE}.2")
+    outside_ip6: str = field(default_factory=lambda: f"fd00:10:245:{containerd.SITE}::2")
+    node_ip4: str = field(default_factory=lambda: f"10.245.{containerd.SITE}.1")
+    node_ip6: str = field(default_factory=lambda: f"fd00:10:245:{containerd.SITE}::1")
     node_device: str = f"{namespaces.PREFIX}out"
     """The node's device towards `outside`."""
     pods: dict[str, Pod] = field(default_factory=dict)

@@ -28,8 +28,10 @@ DEFAULT_SOCKET = Path("/run/containerd/containerd.sock")
 IMAGE = "registry.test/busybox:1"
 BRIDGE = "tcni0"
 NETWORK = "tracer-tests"
-SUBNET4, SUBNET6 = "10.244.77.0/24", "fd00:10:244:77::/64"
-GATEWAY4, GATEWAY6 = "10.244.77.1", "fd00:10:244:77::1"
+SITE = 77
+"""Third number of all addresses: an address in two namespaces names no pod, so who may run beside
+the tests sets another one first."""
+GATEWAY4, GATEWAY6 = f"10.244.{SITE}.1", f"fd00:10:244:{SITE}::1"
 
 CONFIG = """\
 version = 2
@@ -54,25 +56,24 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   conf_dir = "{state}/cni"
 """
 
-CNI = {
-    "cniVersion": "1.0.0",
-    "name": NETWORK,
-    "plugins": [
-        {
-            "type": "bridge",
-            "bridge": BRIDGE,
-            "isGateway": True,
-            "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": str(STATE / "ipam"),
-                "ranges": [[{"subnet": SUBNET4}], [{"subnet": SUBNET6}]],
-                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-            },
+
+def _network() -> dict[str, object]:
+    """The CNI configuration of the pods' bridge."""
+    ranges = [[{"subnet": f"10.244.{SITE}.0/24"}], [{"subnet": f"fd00:10:244:{SITE}::/64"}]]
+    bridge = {
+        "type": "bridge",
+        "bridge": BRIDGE,
+        "isGateway": True,
+        "hairpinMode": True,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": str(STATE / "ipam"),
+            "ranges": ranges,
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
         },
-        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
-    ],
-}
+    }
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+    return {"cniVersion": "1.0.0", "name": NETWORK, "plugins": [bridge, portmap]}
 
 
 def write_image(path: Path) -> None:
@@ -133,7 +134,7 @@ class Containerd:
         (STATE / "cni").mkdir(parents=True, exist_ok=True)
         config = CONFIG.format(state=STATE, socket=self.socket, image=IMAGE)
         (STATE / "config.toml").write_text(config)
-        (STATE / "cni" / "10-tests.conflist").write_text(json.dumps(CNI))
+        (STATE / "cni" / "10-tests.conflist").write_text(json.dumps(_network()))
         write_image(STATE / "image.tar")
 
     def start(self) -> None:
