@@ -18,6 +18,9 @@ from ways import WAIT_S, kinds_of
 
 COUNT = 5
 NETS = "net 10.244.9.0/24 or net fd00:10:244:9::/64 or net 10.246.0.0/16"
+TBF = "tbf rate 8mbit burst 2kb latency 200ms"
+"""A token bucket keeps every packet, if only until the next line of code."""
+KEPT = ("qdisc_enqueue", "qdisc_dequeue")
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -101,3 +104,22 @@ def test_dropped_by_a_rule(trace, packets, routed, release):
     for record in found:
         assert record["netfilter.hook"] == "FORWARD"
         assert record["drop.reason"] == "NETFILTER_DROP" if release >= (5, 18) else "NOT_SPECIFIED"
+
+
+def test_kept_by_a_queueing_discipline(trace, packets, routed):
+    left, right, port = routed.left, routed.right, new_port()
+    left.where.run("tc", "qdisc", "add", "dev", "eth0", "root", *TBF.split())
+    try:
+        with udp_listener(right.where, port) as listener:
+            send_numbered(left.where, (right.ip4, port), COUNT)
+            for _ in range(COUNT):
+                listener.recv(100)
+            found = packets.expect(COUNT, {"dst.port": port}, WAIT_S)
+    finally:
+        left.where.run("tc", "qdisc", "delete", "dev", "eth0", "root")
+    *before, last = hops.sent(left.where.name)
+    # 5.14 and later tell that it kept one: 70713dddf3d2.
+    told = ["qdisc_dequeue"] if "hook qdisc-enqueue: no way" in trace.live.err else KEPT
+    way = [*before, *(f"{left.where.name} eth0 {hook}" for hook in told), last]
+    way += hops.forwarded(routed.router.name, ("to-left", "to-right"))
+    trace.check(found, [*way, *hops.received(right.where.name)])
