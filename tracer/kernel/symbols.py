@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import numpy as np
 KALLSYMS = Path("/proc/kallsyms")
 MODULES = Path("/proc/modules")
 FUNCTION_KINDS = b"tTwW"
+TEXT_BOUNDS = b"_stext\n", b"_etext\n"
 AGAIN_S = 1.0
 """Least time between two looks at the modules: an address of no known text asks for one."""
 
 
 class Symbols:
-    """All functions of the kernel and its modules, sorted by address; ~10 MB for 120,000.
+    """All functions of the kernel and its modules, sorted by address; ~4 MB for 120,000.
 
     Modules come and go while we run: after an address outside of all known text, both files are
     read once more if the modules have changed. What belongs to no text (a BPF program, say) stays
@@ -26,28 +28,34 @@ class Symbols:
         """Read the tables. Without CAP_SYSLOG the kernel shows zeros: then they stay empty."""
         self._kallsyms, self._modules = kallsyms, modules
         self._addresses = np.empty(0, np.uint64)
-        self._names = np.empty(0, "S1")
+        self._begins = np.empty(0, np.uint32)
+        self._names = b""
+        """Of each address where its name begins in this, which has a name a line."""
         self._text: list[tuple[int, int]] = []
         self._loaded = ""
         self._looked_s = 0.0
         self._read()
 
     def _read(self) -> None:
-        addresses: list[int] = []
-        names: list[bytes] = []
-        for line in self._kallsyms.read_bytes().splitlines():
-            address, kind, name = line.split(None, 2)
-            if kind in FUNCTION_KINDS and address.strip(b"0"):
-                addresses.append(int(address, 16))
-                names.append(name)
+        addresses, begins, names = array("Q"), array("L"), bytearray()
+        bounds = dict.fromkeys(TEXT_BOUNDS, 0)
+        with self._kallsyms.open("rb") as lines:  # a list of them all would be memory that stays
+            for line in lines:
+                digits, kind, name = line.split(None, 2)
+                address = int(digits, 16)
+                if not address or kind not in FUNCTION_KINDS:
+                    continue
+                addresses.append(address)
+                begins.append(len(names))
+                names += name
+                if name in bounds:
+                    bounds[name] = address
         unsorted = np.array(addresses, np.uint64)
         order = np.argsort(unsorted, kind="stable")
-        self._addresses = unsorted[order]
-        self._names = np.array(names or [b""])[order] if names else np.empty(0, "S1")
-        ends = dict(zip(names, addresses, strict=True))
-        self._text = (
-            [(ends[b"_stext"], ends[b"_etext"])] if {b"_stext", b"_etext"} <= ends.keys() else []
-        )
+        self._addresses, self._begins = unsorted[order], np.array(begins, np.uint32)[order]
+        self._names = bytes(names)
+        begin, end = bounds.values()
+        self._text = [(begin, end)] if begin and end else []
         self._loaded = self._read_modules()
         self._text += [
             (int(row[5], 16), int(row[5], 16) + int(row[1]))
@@ -85,5 +93,7 @@ class Symbols:
         if index < 0 or not self._in_text(address):
             return f"0x{address:x}"
         offset = address - int(self._addresses[index])
-        symbol, _, module = self._names[index].decode().partition("\t")
+        begin = int(self._begins[index])
+        line = self._names[begin : self._names.index(b"\n", begin)]
+        symbol, _, module = line.decode().partition("\t")
         return f"{symbol}+0x{offset:x}" + (f" {module}" if module else "")
