@@ -34,7 +34,8 @@ from lab.traffic import family_of, send_udp, tcp_listener, udp_listener
 from ways import forced, kinds_of
 
 from tracer.kernel import libbpf
-from tracer.kernel.hooks import HOOKS, TYPED
+from tracer.kernel.hook_probe import refusal
+from tracer.kernel.hooks import HOOKS, TYPED, hooks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,8 +127,18 @@ class Cost:
     per_call_ns: float
 
 
-def costs(routed: Routed, command: str, kind: str, count: int) -> Iterator[Cost]:
-    """Of each function of one command that is called, its hooks attached by `kind` if they can."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One command, its hooks attached in some ways."""
+
+    ways: dict[str, str]
+    """Hook → kind of way."""
+    costs: list[Cost]
+    """Of each of its functions that is called."""
+
+
+def measure(routed: Routed, command: str, kind: str, count: int) -> Run:
+    """Run `command`, its hooks attached by `kind` if they can."""
     before = totals()
     with runner.running(command, *COMMANDS[command], *forced(command, kind)) as live:
         settled = totals()
@@ -136,21 +147,28 @@ def costs(routed: Routed, command: str, kind: str, count: int) -> Iterator[Cost]
         live.stop()
     ways = dict(ATTACHED.findall(live.err))
     hooks = {name: hook.name for hook in HOOKS for name in hook.functions}
+    costs = []
     for number in sorted(settled.keys() - before.keys()):
         name, calls, time_ns = after[number]
         _, had, had_ns = settled[number]
         if name in hooks and calls > had:
-            yield Cost(name, ways[hooks[name]], calls - had, (time_ns - had_ns) / (calls - had))
+            per_call_ns = (time_ns - had_ns) / (calls - had)
+            costs.append(Cost(name, ways[hooks[name]], calls - had, per_call_ns))
+    return Run(ways, costs)
 
 
 def every_way(routed: Routed, command: str, count: int) -> Iterator[Cost]:
-    """`costs` of all kinds of ways, each function and way once."""
-    seen: set[tuple[str, str]] = set()
+    """What each function costs in each way that this kernel has, each once."""
+    attached: set[tuple[str, str]] = set()
     for kind in kinds_of(command):
-        for cost in costs(routed, command, kind, count):
-            if (cost.function, cost.way) not in seen:
-                seen.add((cost.function, cost.way))
-                yield cost
+        ways = ((hook, way) for hook in hooks_of(command) for way in hook.ways if way.kind == kind)
+        if {(hook.name, kind) for hook, way in ways if not refusal(way)} <= attached:
+            continue
+        run = measure(routed, command, kind, count)
+        told = {(name, way) for name, way in run.ways.items()} - attached
+        new = {way for _, way in told}
+        yield from (cost for cost in run.costs if cost.way in new)
+        attached |= told
 
 
 def main() -> None:

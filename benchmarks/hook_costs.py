@@ -28,14 +28,18 @@ def run_in(kernel: str) -> None:
     """Keep what `hook_cost.py` says there; nothing of a run that failed."""
     script = (sys.executable, "benchmarks/hook_cost.py")
     guest = ("scripts/kernels", kernel, "--instructions", "--timeout", str(RUN_S))
-    done = subprocess.run(
-        (*guest, "--", *script), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
-    print(f"--- {kernel}: exit {done.returncode}\n{done.stdout}", file=sys.stderr)
-    if done.returncode:
+    print(f"--- {kernel}", file=sys.stderr)
+    said: list[str] = []
+    with subprocess.Popen(
+        (*guest, "--", *script), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout or ():
+            said.append(line)
+            print(line, end="", file=sys.stderr, flush=True)
+    if process.returncode:
         sys.exit(f"error: {kernel}: not measured")
     KEPT.mkdir(parents=True, exist_ok=True)
-    (KEPT / f"{kernel}.md").write_text(done.stdout)
+    (KEPT / f"{kernel}.md").write_text("".join(said))
 
 
 def table(kept: dict[str, str]) -> str:
