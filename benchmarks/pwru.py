@@ -80,6 +80,8 @@ def tools(pwru: str) -> list[Tool]:
             functions,
         ),
         Tool("pwru, without modules", (pwru, *options, match), "Listening for", functions),
+        # The first start on a kernel makes the header tree that all others compile with.
+        Tool("tracer trace, first start", tracer, "tracing trace on", hops),
         Tool("tracer trace", tracer, "tracing trace on", hops),
     ]
 
