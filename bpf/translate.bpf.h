@@ -71,25 +71,39 @@ static __always_inline void remember_translation(const struct hop_event *event)
 #endif
 }
 
-/* Would the filter accept it as it looks beyond NAT? Its headers have been read. */
-static __always_inline int accepted_beyond(int typed, const struct sight *sight)
+/* Would the filter accept it, if it looked like that? */
+static __always_inline int accepted_as(int typed, const struct sight *sight,
+				       const struct tuple *beyond)
 {
 #ifdef SELECT_PCAP
 	int slot = 0;
-	__u64 version = version_of(IS_TRANSLATED);
-	struct tuple *beyond = translations.lookup(&sight->tuple);
 	struct frame *frame = frames.lookup(&slot);
 	__u32 bytes;
 
-	if (!beyond || !frame) {
-		keep_no(typed, sight, IS_TRANSLATED, version);
+	if (!frame)
 		return 0;
-	}
 	begin_frame(typed, sight, frame);
 	bytes = copy_packet(frame->packet + L2_BYTES, PACKET_BYTES - L2_BYTES, sight->l3,
 			    sight->linear_bytes);
 	rewrite(frame, beyond);
 	return pcap_match(frame->packet, L2_BYTES + bytes, L2_BYTES + sight->bytes);
+#else
+	return 0;
+#endif
+}
+
+/* Would the filter accept it as it looks beyond NAT? Its headers have been read. */
+static __always_inline int accepted_beyond(int typed, const struct sight *sight)
+{
+#ifdef SELECT_PCAP
+	__u64 version = version_of(IS_TRANSLATED);
+	struct tuple *beyond = translations.lookup(&sight->tuple);
+
+	if (!beyond) {
+		keep_no(typed, sight, IS_TRANSLATED, version);
+		return 0;
+	}
+	return accepted_as(typed, sight, beyond);
 #else
 	return 0;
 #endif
@@ -119,13 +133,15 @@ static __always_inline enum choice may_choose(int typed, const struct sight *sig
 #endif
 	choice = ask_filter(typed, sight);
 #ifdef SELECT_PCAP
-	int slot = 0;
-	struct frame *frame = frames.lookup(&slot);
+	if (choice == PERHAPS_TRANSLATED) {
+		int slot = 0;
+		struct frame *frame = frames.lookup(&slot);
 
-	/* The filter's frame has the words already. */
-	if (choice == PERHAPS_TRANSLATED && frame &&
-	    known_not(typed, sight, IS_TRANSLATED, (void *)frame->packet + L2_BYTES))
-		return NOT_CHOSEN;
+		/* The filter's frame has the words already. */
+		if (frame && known_not(typed, sight, IS_TRANSLATED,
+				       (void *)frame->packet + L2_BYTES))
+			return NOT_CHOSEN;
+	}
 #endif
 	return choice;
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
-from lab import runner, ways
+from lab import rules, runner, topology, ways
 from lab.leftovers import netfilter_links
 from lab.shell import until
 from lab.traffic import new_port, send_numbered, udp_listener
 
 COUNT = 7
+LINKS = 4
+"""Of one namespace on standby: INPUT and POSTROUTING, of IPv4 and IPv6."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,29 +20,53 @@ def _made(cluster, routed):
     """The cluster first: it sweeps away what a killed run left, and `routed` looks the same."""
 
 
+def followers():
+    """Netfilter programs that follow packets."""
+    return [name for name in netfilter_links() if name != "nf_watch"]
+
+
+@contextmanager
+def standby(cri_env, *arguments):
+    """`trace --standby` while only what chooses is attached."""
+    with runner.running("trace", *arguments, "--standby", "-o", "json", env=cri_env) as live:
+        assert not followers()
+        yield live
+
+
+def wake(live, send):
+    """Send one packet that is chosen; all hooks are attached then."""
+    send(1)
+    until(followers, "the other hooks are attached")
+    until(lambda: len(live.records()) == 1, "the first packet is told")
+
+
+def packets_of(done):
+    """What was told, the first apart, in the order of time."""
+    assert done.code == 0, done.err
+    return sorted((r for r in done.records if r["type"] == "packet"), key=lambda r: r["time"])
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_hooks_come_with_the_first_packet(routed, cri_env):
     """Nothing is attached for packets that nobody chose; a packet that came before says so."""
     chosen, other = new_port(), new_port()
+
+    def send(count, port=chosen):
+        send_numbered(routed.left.where, (routed.right.ip4, port), count)
+
     with (
-        runner.running(
-            "trace", f"udp port {chosen}", "--standby", "-o", "json", env=cri_env
-        ) as live,
+        standby(cri_env, f"udp port {chosen}") as live,
         udp_listener(routed.right.where, chosen) as listener,
         udp_listener(routed.right.where, other),
     ):
-        send_numbered(routed.left.where, (routed.right.ip4, other), COUNT)
-        assert not netfilter_links()
-        send_numbered(routed.left.where, (routed.right.ip4, chosen), 1)
-        listener.recv(100)
-        until(netfilter_links, "the other hooks are attached")
-        until(lambda: len(live.records()) == 1, "the first packet is told")
-        send_numbered(routed.left.where, (routed.right.ip4, chosen), COUNT)
-        for _ in range(COUNT):
+        send(COUNT, other)
+        assert not followers()
+        wake(live, send)
+        send(COUNT)
+        for _ in range(1 + COUNT):
             listener.recv(100)
         done = live.stop()
-    assert done.code == 0, done.err
-    first, *later = [record for record in done.records if record["type"] == "packet"]
+    first, *later = packets_of(done)
     assert "standby" in first["incomplete"]
     assert first["dst.port"] == chosen
     through = ways.forwarded("trt-router", ("to-left", "to-right"))
@@ -47,3 +75,63 @@ def test_hooks_come_with_the_first_packet(routed, cri_env):
     for record in later:
         ways.check(record, way, "delivered")
         assert "incomplete" not in record
+
+
+@pytest.mark.parametrize("looks", ["before", "after"])
+def test_chosen_on_either_side_of_nat(cri_env, looks):
+    """One look at each packet, and yet a filter may match before NAT alone, or behind it alone."""
+    port, goal = new_port(), new_port()
+    udp = ("-t", "nat", "-p", "udp", "--dport")
+    with (
+        topology.routed("-sb") as own,
+        rules.iptables(
+            own.router, "iptables-nft", "PREROUTING", *udp, str(port),
+            "-j", "DNAT", "--to-destination", f"{own.right.ip4}:{goal}",
+        ),
+        rules.iptables(
+            own.router, "iptables-nft", "POSTROUTING", *udp, str(goal), "-j", "MASQUERADE"
+        ),
+        udp_listener(own.right.where, goal) as listener,
+        standby(cri_env, f"udp dst port {port if looks == 'before' else goal}") as live,
+    ):  # fmt: skip
+
+        def send(count):
+            send_numbered(own.left.where, (own.right.ip4, port), count)
+
+        wake(live, send)
+        send(COUNT)
+        for _ in range(1 + COUNT):
+            listener.recv(100)
+        done = live.stop()
+    _, *later = packets_of(done)
+    assert len(later) == COUNT
+    assert {record["verdict"] for record in later} == {"delivered"}
+
+
+def test_selected_pods_alone_are_watched(cluster, cri_env):
+    """Packets of other pods meet no program of ours."""
+    client, web, agent, port = cluster.client, cluster.web, cluster.agent, new_port()
+    with (
+        udp_listener(web.where, port) as listener,
+        standby(cri_env, "--pod", client.key, f"udp port {port}") as live,
+    ):
+        assert netfilter_links() == ["nf_watch"] * LINKS
+        send_numbered(agent.where, (web.ip4, port), COUNT)
+        assert not followers()
+        wake(live, lambda count: send_numbered(client.where, (web.ip4, port), count))
+        for _ in range(COUNT + 1):
+            listener.recv(100)
+        done = live.stop()
+    (first,) = packets_of(done)
+    assert (first["k8s.src.pod.name"], first["src.address"]) == (client.name, client.ip4)
+
+
+def test_packets_that_netfilter_does_not_see(routed, cri_env):
+    """A filter that no IP packet passes is asked at the devices' queues."""
+    left = routed.left.where
+    with standby(cri_env, "arp") as live:
+        assert not netfilter_links()
+        left.ip("neigh flush dev eth0")
+        send_numbered(left, (routed.right.ip4, new_port()), 1)
+        until(followers, "the other hooks are attached")
+        live.stop()

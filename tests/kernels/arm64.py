@@ -39,8 +39,8 @@ COMMANDS = {
     "flows": ((), ("--pod=a/b",)),
     "trace": (
         (),
-        ("--pod=a/b", "--first=3", *FILTER),
-        ("--inner", "--sample=1/10", "--first=3", "--tcp-flags=SYN", *FILTER),
+        ("--standby", "--pod=a/b", "--first=3", *FILTER),
+        ("--standby", "--inner", "--sample=1/10", "--first=3", "--tcp-flags=SYN", *FILTER),
     ),
 }
 """Command → options: as it is mostly called, and with all that changes its program."""

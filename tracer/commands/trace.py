@@ -31,9 +31,8 @@ from tracer.commands import options
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode
 from tracer.explaining import Explainer
-from tracer.followers import Followers, followers
-from tracer.kernel.hooks import hooks_of
-from tracer.kernel.pcap import match_function
+from tracer.followers import Followers, followers, wanted_hooks
+from tracer.kernel.pcap import accepts_any, match_function
 from tracer.kernel.program import Program
 from tracer.kernel.ring import open_ring
 from tracer.layout import hop_dtype, layout
@@ -105,8 +104,7 @@ def _program(args: argparse.Namespace) -> Program:
         if args.inner:
             defines["SELECT_INNER"] = ""
         pcap = match_function(" ".join(args.filter))
-    hooks = tuple(hook.name for hook in hooks_of("trace"))
-    deferred = followers(standby=args.standby)
+    hooks, deferred = wanted_hooks(standby=args.standby), followers(standby=args.standby)
     return Program(hooks, defines, pcap, deferred, options.attach_ways(args))
 
 
@@ -249,7 +247,8 @@ def _open(session: Session, ring: str, dtype: np.dtype[np.void]) -> RecordReader
 
 
 def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
-    behind = Followers(session.loaded, session.selection, standby=args.standby)
+    ip_only = accepts_any(" ".join(args.filter), "ip or ip6")
+    behind = Followers(session.loaded, session.selection, standby=args.standby, ip_only=ip_only)
     for warning in behind.attend(session.inventory.node, chosen=False):
         say(f"warning: {warning}")
     session.announce(args.ready_file)

@@ -27,6 +27,7 @@ Message = Any
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_GETQDISC = 38
 RTM_NEWNSID, RTM_DELNSID, RTM_GETNSID = 88, 89, 90
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
@@ -39,6 +40,9 @@ RECEIVE_BYTES = 1 << 16
 EVENT_BUFFER_BYTES = 1 << 20
 TIMEOUT_S = 2.0
 HEADER = struct.Struct("=IHHII")
+TCMSG = struct.Struct("=B3xiIII")
+TC_H_INGRESS = 0xFFFFFFF1
+"""Parent of the qdiscs `ingress` and `clsact`."""
 
 
 def open_socket() -> socket.socket:
@@ -89,6 +93,15 @@ def read_nsid(sock: socket.socket, netns_fd: int) -> int | None:
         nsid = _decode(nsidmsg, data, offset).get_attr("NETNSA_NSID")
         return None if nsid is None or nsid == NETNSA_NSID_NOT_ASSIGNED else int(nsid)
     return None
+
+
+def read_classified(sock: socket.socket) -> frozenset[int]:
+    """Devices of the socket's netns with a place for tc filters: `clsact` or `ingress`."""
+    told = [
+        TCMSG.unpack_from(data, offset + HEADER.size)
+        for _, data, offset in _request(sock, RTM_GETQDISC, bytes(TCMSG.size))
+    ]
+    return frozenset(ifindex for _, ifindex, _, parent, _ in told if parent == TC_H_INGRESS)
 
 
 def apply(view: View, kind: int, data: bytes, offset: int) -> bool:

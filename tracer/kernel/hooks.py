@@ -37,6 +37,8 @@ class Hook:
     """Commands that use it."""
     optional: bool = False
     """The command is still of use without it."""
+    spare: bool = False
+    """Only spares other hooks: without it nothing is missing."""
 
     @property
     def program(self) -> str:
@@ -46,7 +48,7 @@ class Hook:
     @property
     def functions(self) -> tuple[str, ...]:
         """Names of its BPF functions."""
-        if self.ways[0].kind == NETFILTER:
+        if self.name == "nf-hook":
             return ("nf_enter", "nf_leave")
         return (self.program,)
 
@@ -109,6 +111,14 @@ HOOKS = (
         (Way(NETFILTER, "ip, ip6"),),
         ("trace",),
         optional=True,
+    ),
+    Hook(
+        "nf-watch",
+        "packets of a namespace, each once: one run a packet for `trace --standby`",
+        (Way(NETFILTER, "ip, ip6"),),
+        ("trace",),
+        optional=True,
+        spare=True,
     ),
     Hook(
         "fib-lookup",

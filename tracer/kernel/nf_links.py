@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tracer.kernel.libbpf import BPF_NETFILTER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 SYS_BPF = {"x86_64": 321, "s390x": 351, "ppc64le": 361}
 """aarch64, riscv64 and every later architecture use the generic number."""
@@ -28,15 +28,28 @@ CLONE_NEWNET = 0x40000000
 
 FAMILIES = (2, 10)
 """NFPROTO_IPV4, NFPROTO_IPV6: the only ones the kernel takes."""
-HOOKS = range(5)
-"""NF_INET_PRE_ROUTING … NF_INET_POST_ROUTING."""
-FIRST_PRIORITY, LAST_PRIORITY = -2147483647, 2147483646
+_INPUT, _POSTROUTING = 1, 4
+_FIRST, _LAST = (-2147483647, 1), (2147483646, -1)
+"""A priority, and the way inwards from it, where another tool holds one."""
 TRIES = 16
-"""Priorities tried inwards from the ends, where another tool holds one."""
+"""Priorities tried so."""
+
+Point = tuple[int, str, tuple[int, int]]
+"""A hook, the function that is put there, and at which end."""
+AROUND: tuple[Point, ...] = tuple(
+    (hook, function, end)
+    for hook in range(5)
+    for function, end in (("nf_enter", _FIRST), ("nf_leave", _LAST))
+)
+"""Around every hook, NF_INET_PRE_ROUTING … NF_INET_POST_ROUTING."""
+WATCH: tuple[Point, ...] = tuple((hook, "nf_watch", _LAST) for hook in (_INPUT, _POSTROUTING))
+"""Where each packet of a namespace that does not die passes once, after NAT."""
 
 
-def attach(programs: Mapping[str, int], netns_path: str = "") -> tuple[list[int], str]:
-    """Put `nf_enter` and `nf_leave` around every hook of a namespace.
+def attach(
+    programs: Mapping[str, int], netns_path: str = "", points: Sequence[Point] = AROUND
+) -> tuple[list[int], str]:
+    """Attach to a namespace's hooks, at `points`, for both families.
 
     `netns_path` opens the namespace; empty is this thread's own. Returns the links' descriptors
     and why some or all are missing (empty when none is).
@@ -46,20 +59,39 @@ def attach(programs: Mapping[str, int], netns_path: str = "") -> tuple[list[int]
 
     def work() -> None:
         try:
-            if netns_path:
-                _enter(netns_path)
             for family in FAMILIES:
-                for hook in HOOKS:
-                    links.append(_link(programs["nf_enter"], family, hook, FIRST_PRIORITY, 1))
-                    links.append(_link(programs["nf_leave"], family, hook, LAST_PRIORITY, -1))
+                for hook, function, end in points:
+                    links.append(_link(programs[function], family, hook, *end))
         except OSError as error:
             problems.append(str(error.strerror))
 
-    # A thread of its own: it never comes back from the namespace.
-    thread = threading.Thread(target=work, name="nf-links", daemon=True)
+    try:
+        in_netns(netns_path, work)
+    except OSError as error:
+        problems.append(str(error.strerror))
+    return links, "; ".join(problems)
+
+
+def in_netns(path: str, work: Callable[[], None]) -> None:
+    """Call `work` in a namespace; an empty `path` is this thread's own. Raises OSError, as it does.
+
+    It runs in a thread of its own, which never comes back from the namespace.
+    """
+    errors: list[OSError] = []
+
+    def entered() -> None:
+        try:
+            if path:
+                _enter(path)
+            work()
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=entered, name="in-netns", daemon=True)
     thread.start()
     thread.join()
-    return links, "; ".join(problems)
+    if errors:
+        raise errors[0]
 
 
 def _enter(path: str) -> None:
@@ -71,19 +103,26 @@ def _enter(path: str) -> None:
         os.close(fd)
 
 
-def _link(program_fd: int, family: int, hook: int, priority: int, inwards: int) -> int:
-    """One link, at the first free priority from `priority` inwards."""
+def bpf(command: int, attr: ct.Array[ct.c_char]) -> int:
+    """Call the kernel, which reads and writes `attr`, a union bpf_attr. Raises OSError."""
     libc = ct.CDLL(None, use_errno=True)
     number = SYS_BPF.get(platform.machine(), SYS_BPF_GENERIC)
+    result = int(libc.syscall(number, command, attr, len(attr)))
+    if result < 0:
+        raise OSError(ct.get_errno(), os.strerror(ct.get_errno()))
+    return result
+
+
+def _link(program_fd: int, family: int, hook: int, priority: int, inwards: int) -> int:
+    """One link, at the first free priority from `priority` inwards."""
     for step in range(TRIES):
         attr = struct.pack(
             "IIIIIIiI", program_fd, 0, BPF_NETFILTER, 0,
             family, hook, priority + step * inwards, 0,
-        ).ljust(64, b"\0")  # fmt: skip
-        fd = int(libc.syscall(number, BPF_LINK_CREATE, attr, len(attr)))
-        if fd >= 0:
-            return fd
-        if ct.get_errno() not in (errno.EBUSY, errno.EEXIST):
-            break
-    code = ct.get_errno()
-    raise OSError(code, os.strerror(code))
+        )  # fmt: skip
+        try:
+            return bpf(BPF_LINK_CREATE, ct.create_string_buffer(attr, 64))
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EEXIST):
+                raise
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))

@@ -65,6 +65,18 @@ def instructions(expression: str) -> list[Instruction]:
         return [Instruction(one.code, one.jt, one.jf, one.k) for one in code]
 
 
+def accepts_any(expression: str, of: str) -> bool:
+    """Whether a filter accepts any of the packets that another accepts, as libpcap sees through it.
+
+    An empty `expression` accepts everything.
+    """
+    try:
+        with compiled(f"({expression}) and ({of})" if expression else of):
+            return True
+    except TracerError:  # libpcap's word for a filter that rejects everything
+        return False
+
+
 class _PacketHeader(ctypes.Structure):
     """libpcap's `struct pcap_pkthdr`."""
 

@@ -216,7 +216,8 @@ def _choose_all(program: Program) -> tuple[dict[Hook, tuple[Way, list[str]]], li
         except TracerError as error:
             if not hook.optional:
                 raise
-            missing.append(_without(hook, error.message))
+            if not hook.spare:
+                missing.append(_without(hook, error.message))
     return chosen, missing
 
 
@@ -250,7 +251,8 @@ def _step_back(chosen: dict[Hook, tuple[Way, list[str]]], missing: list[str], ho
         chosen[hook] = rest[0], refused
     elif hook.optional:
         del chosen[hook]
-        missing.append(_without(hook, problem))
+        if not hook.spare:
+            missing.append(_without(hook, problem))
     else:
         raise TracerError(problem, "tracer doctor tells what this kernel lacks")
 

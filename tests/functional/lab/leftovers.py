@@ -84,6 +84,10 @@ def mark() -> None:
     os.environ[MARK] = "1"
 
 
-def netfilter_links() -> list[dict[str, Any]]:
-    """The node's netfilter links, told by a bpftool that knows them or one that does not."""
-    return [link for link in _bpf("link") if link["type"] in ("netfilter", BPF_LINK_TYPE_NETFILTER)]
+def netfilter_links() -> list[str]:
+    """Names of the programs of the netfilter links that our tracers hold, one a link."""
+    kinds = ("netfilter", BPF_LINK_TYPE_NETFILTER)  # of a bpftool that knows them, or does not
+    links = [link for link in _bpf("link") if link["type"] in kinds]
+    names = {each["id"]: each.get("name", "") for each in _bpf("prog")}
+    strangers = _processes()[0]["link"]
+    return [names.get(one["prog_id"], "") for one in links if one["id"] not in strangers]

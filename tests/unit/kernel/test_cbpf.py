@@ -289,3 +289,11 @@ def test_missing_library_names_the_package(monkeypatch):
         pcap.match_function("tcp")
     assert "libpcap0.8" in caught.value.hint
     pcap.libpcap.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("expression", "is_accepted"),
+    [("", True), ("udp port 7", True), ("host 10.0.0.1", True), ("arp", False)],
+)
+def test_whether_it_accepts_any(expression, is_accepted):
+    assert pcap.accepts_any(expression, "ip or ip6") == is_accepted
