@@ -1,6 +1,7 @@
 """Is `tracer flows` flat and exact while everything around it changes? Months in minutes.
 
-    sudo .venv/bin/python benchmarks/soak.py [--minutes 30] [--connections 1000] [--step-clock]
+    sudo .venv/bin/python benchmarks/soak.py [--minutes 30] [--connections 1000] [--own-pods]
+        [--step-clock]
 
 In a world of its own (network, mounts and processes: nothing of the machine takes part) a real
 containerd runs pods. A pod opens connections to another without a pause; pods and namespaces come,
@@ -57,6 +58,7 @@ SITE = 178
 """Of addresses that functional tests do not use: they may run beside it, in namespaces that the
 kernel shows to this tracer too, and an address in two namespaces names no pod."""
 DISK, DISK_BYTES = Path("/run/soak"), 96 << 20
+NAMESPACES = ("shop", "ops", "soak")
 FULL_S, PAUSE_S = 3.0, 2.0
 STOP_S = 120.0
 """To write the last interval, on a machine that others use."""
@@ -86,6 +88,9 @@ def world() -> None:
     run("mount", "--bind", "/run/netns", "/run/netns")
     run("mount", "--make-shared", "/run/netns")
     run("ip", "link", "set", "lo", "up")
+    for directory in (containerd.CNI_STATE, lab_cluster.LOGS):
+        directory.mkdir(parents=True, exist_ok=True)
+        run("mount", "-t", "tmpfs", "tmpfs", str(directory))
     DISK.mkdir()
     run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(DISK))
     lab_cluster.UID_MARK = UID_MARK
@@ -260,6 +265,7 @@ def soak(cluster: lab_cluster.Cluster, arguments: argparse.Namespace) -> dict[st
     words = (
         *("--interval", "1s", "--file-max-age", "4s", "--file-max-backups", "0"),
         *("--max-flows", str(MAX_FLOWS)),
+        *(f"--namespace={name}" for name in NAMESPACES if arguments.own_pods),
     )
     watched = (cluster.client, cluster.web)
     rss: list[tuple[float, int]] = []
@@ -343,6 +349,9 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--connections", type=int, default=1000, help="a second")
+    parser.add_argument(
+        "--own-pods", action="store_true", help="count only these, where others make flows, too"
+    )
     parser.add_argument("--step-clock", action="store_true", help="of the whole machine")
     arguments = parser.parse_args()
     if INSIDE not in os.environ:

@@ -28,7 +28,7 @@ class Collector:
     views: dict[int, View] = field(default_factory=dict)
     """netns inode → its devices; kept current by `follow`, forgotten by `forget`."""
     stamps: tuple[int, ...] = ()
-    """Directory times of the last `collect`; compare with `read_stamps`."""
+    """Directory times of the last `collect`; compare with `read_stamps`. None: read them again."""
     settling: Settling = field(default_factory=Settling)
     """Namespaces too new to be trusted; says when to `collect` again for their sake."""
     is_deaf: bool = False
@@ -119,7 +119,9 @@ class Collector:
         if "logs" in self.sources:
             self._logs = files.pod_logs(self.paths.pod_logs)
         if "cni" in self.sources:
-            self._cni, self._warnings["cni"] = files.cni_results(self.paths.cni_results)
+            self._cni, self._warnings["cni"], unfinished = files.cni_results(self.paths.cni_results)
+            if unfinished:
+                self.stamps = ()
 
     def _processes(self) -> tuple[Process, ...]:
         if not {"proc", "cgroup"} & set(self.sources):

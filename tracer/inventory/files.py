@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import orjson
@@ -11,6 +12,9 @@ from tracer.inventory.facts import CniResult, NamedNetns, PodLog
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+YOUNG_S = 5.0
+"""A file that was changed so lately may be changing."""
 
 
 def pod_logs(root: Path) -> tuple[PodLog, ...]:
@@ -40,20 +44,34 @@ def named_netns(roots: Sequence[Path], proc: Path) -> tuple[NamedNetns, ...]:
     return tuple(found)
 
 
-def cni_results(roots: Sequence[Path]) -> tuple[tuple[CniResult, ...], tuple[str, ...]]:
-    """(results, warnings) of libcni's cache: one JSON file a container and network."""
-    results, warnings = [], []
+def cni_results(roots: Sequence[Path]) -> tuple[tuple[CniResult, ...], tuple[str, ...], bool]:
+    """(results, warnings, unfinished) of libcni's cache: one JSON file a container and network.
+
+    libcni writes a file in place: what cannot be read of a young one is no warning, but
+    `unfinished`. Its directory does not tell when it is whole.
+    """
+    results, warnings, unfinished = [], [], False
     for entry in _entries(roots):
         try:
             result = parse_cni(orjson.loads(entry.read_bytes()))
         except (FileNotFoundError, IsADirectoryError):
             continue
         except (ValueError, OSError) as error:
-            warnings.append(f"cni: {entry}: {error}; its addresses come from the kernel only")
+            if _is_young(entry):
+                unfinished = True
+            else:
+                warnings.append(f"cni: {entry}: {error}; its addresses come from the kernel only")
             continue
         if result:
             results.append(result)
-    return tuple(results), tuple(warnings)
+    return tuple(results), tuple(warnings), unfinished
+
+
+def _is_young(entry: Path) -> bool:
+    try:
+        return abs(time.time() - entry.stat().st_mtime) < YOUNG_S
+    except FileNotFoundError:
+        return False
 
 
 def parse_cni(cache: object) -> CniResult | None:

@@ -24,6 +24,8 @@ from lab.cri import Runtime
 from lab.shell import run, until
 
 STATE = Path("/run/tracer-tests")
+CNI_STATE = Path("/var/lib/cni")
+"""Where libcni keeps the results of all networks."""
 DEFAULT_SOCKET = Path("/run/containerd/containerd.sock")
 IMAGE = "registry.test/busybox:1"
 BRIDGE = "tcni0"

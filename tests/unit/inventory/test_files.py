@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import orjson
+import pytest
 
 from tracer.inventory.facts import CniResult, PodLog, cri_sockets
 from tracer.inventory.files import cni_results, named_netns, pod_logs, stamps
@@ -45,17 +46,22 @@ def test_pod_logs(tmp_path):
 def test_cni_results(tmp_path):
     (tmp_path / f"pods-{ID}-eth0").write_bytes(orjson.dumps(CACHE))
     (tmp_path / "old-format").write_bytes(orjson.dumps({"ips": []}))
-    results, warnings = cni_results([tmp_path, tmp_path / "absent"])
+    results, warnings, unfinished = cni_results([tmp_path, tmp_path / "absent"])
     assert results == (
         CniResult(ID, "/var/run/netns/cni-39eaf79f", ("10.244.0.5", "fd00::5"), UID, "shop", "web"),
     )
     assert not warnings
+    assert not unfinished
 
 
-def test_half_written_cni_result_is_a_warning(tmp_path):
-    (tmp_path / "torn").write_bytes(orjson.dumps(CACHE)[:100])
-    results, warnings = cni_results([tmp_path])
-    assert not results
+@pytest.mark.parametrize("written", [0, 100])
+def test_half_written_cni_result_is_a_warning_unless_it_is_being_written(tmp_path, written):
+    torn = tmp_path / "torn"
+    torn.write_bytes(orjson.dumps(CACHE)[:written])
+    assert cni_results([tmp_path]) == ((), (), True)
+    os.utime(torn, (1, 1))
+    results, warnings, unfinished = cni_results([tmp_path])
+    assert (results, unfinished) == ((), False)
     assert "torn" in warnings[0]
 
 
