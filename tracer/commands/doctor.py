@@ -65,6 +65,8 @@ def _hook_finding(probe: HookProbe, state_without: State) -> Finding:
     refused = "; ".join(probe.refused)
     if not probe.way:
         users = ", ".join(probe.hook.commands)
+        if probe.hook.spare:
+            return Finding(name, State.OK, f"{refused}: {users} does without")
         if probe.hook.optional:
             return Finding(name, State.DEGRADED, f"{refused}: {users} tells less", "tracer hooks")
         return Finding(name, state_without, f"{refused}: no {users}", "tracer hooks")

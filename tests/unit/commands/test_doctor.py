@@ -13,6 +13,7 @@ from tracer.model import Finding, State
 TYPED, RAW = Way("tp_btf", "kfree_skb"), Way("raw_tp", "kfree_skb", "each field costs a call")
 DROPS = Hook("skb-drop", "who freed it", (TYPED, RAW), ("drops", "flows"))
 EXTRA = Hook("nf-hook", "verdicts", (TYPED, RAW), ("drops", "flows"), optional=True)
+SPARE = Hook("nf-watch", "each once", (TYPED,), ("trace",), optional=True, spare=True)
 FLOWS = Hook("dev-rx", "what came", (TYPED, RAW), ("flows",))
 
 
@@ -48,6 +49,12 @@ def test_hooks_are_judged_by_what_still_runs(probes, states, code):
     """Without skb-drop neither command runs; without dev-rx only flows does not."""
     assert [finding.state.value for finding in doctor.hook_findings(probes)] == states
     assert hooks.exit_code(probes) is code
+
+
+def test_a_hook_that_only_spares_others_is_not_missed():
+    (finding,) = doctor.hook_findings([closed(SPARE)])
+    assert finding.state is State.OK
+    assert "trace does without" in finding.detail
 
 
 def test_the_worst_finding_decides():
