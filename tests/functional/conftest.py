@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import cluster as lab_cluster
+from lab import kube_node as lab_kube
 from lab import leftovers as lab_leftovers
 from lab import runner
 from lab import topology as lab_topology
@@ -54,6 +55,20 @@ def cri_env(cluster):
 def routed(cluster):  # noqa: ARG001 - it sweeps away what a killed run left, and so comes first
     with lab_topology.routed() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def kube_node(cluster):  # noqa: ARG001 - it sweeps away what a killed run left
+    """The node whose kube-proxy rules were recorded, without them."""
+    with lab_kube.kube_node() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=lab_kube.MODES)
+def proxy(request, kube_node):
+    """The mode of kube-proxy whose rules are in force there."""
+    with lab_kube.rules(kube_node.node, request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Services by kube-proxy's rules, where nobody asks the Kubernetes API, in flows and drops."""
+"""Services by kube-proxy's rules, where nobody asks the Kubernetes API, in all that names them."""
 
 from __future__ import annotations
 
@@ -63,6 +63,49 @@ def test_drops_name_services_by_rules(cluster, cri_env):
         until(is_named, "a drop of a packet to the ClusterIP has the Service's name")
         done = live.stop()
     assert done.code == 0, done.err
+
+
+def counted(live, client, to, about):
+    """Once the Services are known, each of `COUNT` packets to a ClusterIP has its name."""
+    first = runner.watch(live)
+
+    def is_named():
+        send_udp(client.where, to, 1)
+        return first.find(about | WEB)
+
+    until(is_named, "the ClusterIP has the Service's name")
+    watch = runner.watch(live)
+    port = send_udp(client.where, to, COUNT)
+    return watch, about | {"src.port": port}
+
+
+@pytest.mark.usefixtures("kube_proxy")
+@pytest.mark.parametrize("version", [4, 6])
+def test_trace_names_services_by_rules(cluster, cri_env, version):
+    client, to = cluster.client, kube_node.WEB[version]
+    with runner.running("trace", f"udp port {to[1]}", "-o", "json", env=cri_env) as live:
+        about = {"type": "packet", "dst.address": to[0], "service.address": to[0]}
+        watch, about = counted(live, client, to, about)
+        for record in watch.expect(COUNT, about):
+            assert runner.matches(record, WEB | {"service.port": to[1]}), record
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("kube_proxy")
+@pytest.mark.parametrize("version", [4, 6])
+def test_conntrack_names_services_by_rules(cluster, cri_env, version):
+    client, to = cluster.client, kube_node.WEB[version]
+    with runner.running("conntrack", "--event", "new", "-o", "json", env=cri_env) as live:
+        about = {"type": "conntrack", "event": "new", "service.address": to[0]}
+        watch, about = counted(live, client, to, about)
+        (record,) = watch.expect(1, about)  # one entry of one socket's packets
+        assert runner.matches(record, WEB | {"service.port": to[1]}), record
+        assert record["nat"].startswith("dnat"), record
+        done = live.stop()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
 
 
 def test_without_such_rules_nothing_is_named(cluster, cri_env):

@@ -59,25 +59,13 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def node(cluster):  # noqa: ARG001 - it sweeps away what a killed run left
-    with kube.kube_node() as made:
-        yield made
-
-
-@pytest.fixture(scope="module", params=kube.MODES)
-def mode(request, node):
-    with kube.rules(node.node, request.param):
-        yield request.param
-
-
 @pytest.fixture(scope="module", params=SOURCES)
 def source(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def trace(mode, source, cri_env):  # noqa: ARG001 - the rules are there before it looks
+def trace(proxy, source, cri_env):  # noqa: ARG001 - the rules are there before it looks
     nets = "net 10.244.0.0/24 or net 198.51.100.0/24 or net fd00:10:244::/64"
     wanted = f"(tcp[13] == 2 or udp) and ({nets})"
     with runner.running("trace", wanted, SOURCES[source], "-o", "json", env=cri_env) as live:
@@ -88,8 +76,16 @@ def trace(mode, source, cri_env):  # noqa: ARG001 - the rules are there before i
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_rules_of_each_hop(node, trace, mode, source, name):
+def test_the_rules_of_each_hop(kube_node, trace, proxy, source, name):
     case = CASES[name]
+    for hook, rules in hooks(kube_node, trace, proxy, case).items():
+        assert {rule["netfilter.path"][0] for rule in rules} <= BASES[proxy][hook], rules
+        assert {rule["netfilter.rule_source"] for rule in rules} == {source}
+        assert all(rule["netfilter.handle"] > 0 for rule in rules if "netfilter.rule" in rule)
+
+
+def hooks(node, trace, proxy, case):
+    """Send the packet of a case; the rules of each hook on the node, NAT's checked."""
     host, watch = node.pods[case.sender] if case.sender else node.outside, runner.watch(trace)
     if case.protocol == "udp":
         send_udp(host.where, case.to, 1)
@@ -97,24 +93,34 @@ def test_the_rules_of_each_hop(node, trace, mode, source, name):
         open_tcp(host.where, case.to)
     about = {"type": "packet", "dst.address": case.to[0], "dst.port": case.to[1]}
     (record,) = watch.expect(1, about, timeout_s=15)
-    hops = {hop["hook"]: hop for hop in record["hops"] if hop["netns"] == node.node.inode}
+    found = {hop["hook"]: hop for hop in record["hops"] if hop["netns"] == node.node.inode}
     family = "ip6" if ":" in case.to[0] else "ip"
-    check_dnat(hops[f"nf {family} PREROUTING"], mode, family, case)
-    for hook in ("PREROUTING", "FORWARD", "POSTROUTING"):
-        rules = hops[f"nf {family} {hook}"]["rules"]
-        assert {rule["netfilter.path"][0] for rule in rules} <= BASES[mode][hook], rules
-        assert {rule["netfilter.rule_source"] for rule in rules} == {source}
-        assert all(rule["netfilter.handle"] > 0 for rule in rules if "netfilter.rule" in rule)
-    check_masquerade(hops[f"nf {family} POSTROUTING"], mode, case)
+    check_dnat(found[f"nf {family} PREROUTING"], proxy, family, case)
+    check_masquerade(found[f"nf {family} POSTROUTING"], proxy, case)
+    return {
+        hook: found[f"nf {family} {hook}"]["rules"]
+        for hook in ("PREROUTING", "FORWARD", "POSTROUTING")
+    }
 
 
-def test_packets_alike_each_have_their_own(node, trace):
+def test_session_affinity(kube_node, trace, proxy):
+    """The second connection goes where the first went, by a rule that names the same endpoint."""
+    chosen = []
+    for _ in range(2):
+        hops = hooks(kube_node, trace, proxy, CASES["session affinity"])
+        dnat = [one for one in hops["PREROUTING"] if "dnat" in one.get("netfilter.changes", ())]
+        chosen += [(rule["netfilter.chain"], rule["netfilter.handle"]) for rule in dnat]
+    first, second = chosen
+    assert first == second
+
+
+def test_packets_alike_each_have_their_own(kube_node, trace):
     """Only the first of a connection meets nat chains; to others alike no rule is given twice."""
     watch = runner.watch(trace)
-    send_udp(node.pods["client"].where, kube.WEB[4], COUNT)
+    send_udp(kube_node.pods["client"].where, kube.WEB[4], COUNT)
     records = watch.expect(COUNT, {"type": "packet", "dst.port": kube.WEB[4][1]}, 15)
     for number, record in enumerate(records):
-        hops = {hop["hook"]: hop for hop in record["hops"] if hop["netns"] == node.node.inode}
+        hops = {hop["hook"]: hop for hop in record["hops"] if hop["netns"] == kube_node.node.inode}
         rules = {name: hop["rules"] for name, hop in hops.items() if "rules" in hop}
         assert {f"nf ip {hook}" for hook in ("FORWARD", "PREROUTING")} <= rules.keys()
         for some in rules.values():

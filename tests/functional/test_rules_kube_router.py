@@ -38,6 +38,9 @@ CASES = {
                                  "egress of pod {client2}"),
     "ingress, default deny": Case("client", "client2", 80, "ops/default-deny",
                                   "ingress of pod {client2}"),
+    "ingress, not among the sources": Case(
+        "client2", "web", kr.WEB_PORT, "shop/web-allow-client", "ingress of pod {web}",
+    ),
 }  # fmt: skip
 
 
@@ -92,8 +95,15 @@ def refused(node, live, form, version, case, source):
         "policy.namespace": namespace,
         "policy.name": name,
     }
-    words = f"Rejected by NetworkPolicy {case.policy} (kube-router), {whose}: {case.verb}"
-    say(live.expect(1, about), wanted | place(node.node), words)
+    words = [f"Rejected by NetworkPolicy {case.policy} (kube-router), {whose}: {case.verb}"]
+    sets = kr.sources(version, form, case.port) if case.to == "web" else []
+    missing = [
+        f"{sender.ip(version)} is not in set {name} (sources of NetworkPolicy {case.policy})"
+        for name in sets
+    ]
+    wanted["netfilter.misses"] = missing or None
+    words += missing
+    say(live.expect(1, about), wanted | place(node.node), *words)
 
 
 @FAMILIES

@@ -217,14 +217,16 @@ def trace(node, cri_env):  # noqa: ARG001 - all is there before it looks
 
 
 @contextmanager
-def loaded(where, text, version):
+def loaded(where, text, version, backend="nft"):
     nft = text.startswith("table")
-    tool = {4: "iptables-nft-restore", 6: "ip6tables-nft-restore"}[version]
+    tool = f"{'iptables' if version == 4 else 'ip6tables'}-{backend}-restore"
     where.run(*(("nft", "-f", "-") if nft else (tool,)), stdin=text)
     try:
         yield
     finally:
         where.run("nft", "flush", "ruleset")
+        if backend == "legacy":
+            where.run(tool, stdin="*nat\nCOMMIT\n*filter\nCOMMIT\n")
 
 
 def hops(record, where):
@@ -251,21 +253,29 @@ def only(rules, told):
 
 @pytest.mark.parametrize("name", CASES)
 def test_who_masquerades(node, trace, name):
-    case, watch, port = CASES[name], runner.watch(trace), new_port()
-    sender, out = node.hosts[case.sender], node.hosts["out"]
+    case = CASES[name]
     with loaded(node.node, case.rules, case.version):
-        send_udp(sender.where, (out.ip(case.version), port), 1)
-        about = {"type": "packet", "dst.address": out.ip(case.version), "dst.port": port}
-        (record,) = watch.expect(1, about, timeout_s=15)
-    assert record["nat.src.address"] == NODE[case.version]
-    rules = hops(record, node.node)
-    for told in case.told:
-        rule = only(rules[told.hook], told)
+        found = taken(node, trace, case)
+    for told, rule in zip(case.told, found, strict=True):
         assert rule["netfilter.rule_source"] == "traced"
         assert rule["netfilter.handle"] > 0
+        assert rule.get("netfilter.sets", []) == list(told.sets)
+
+
+def taken(node, trace, case):
+    """A datagram to the outside, with the rules in force; the rules that are to be told of it."""
+    watch, port = runner.watch(trace), new_port()
+    sender, out = node.hosts[case.sender], node.hosts["out"]
+    send_udp(sender.where, (out.ip(case.version), port), 1)
+    about = {"type": "packet", "dst.address": out.ip(case.version), "dst.port": port}
+    (record,) = watch.expect(1, about, timeout_s=15)
+    assert record["nat.src.address"] == NODE[case.version]
+    rules = hops(record, node.node)
+    found = [only(rules[told.hook], told) for told in case.told]
+    for told, rule in zip(case.told, found, strict=True):
         assert rule["netfilter.object.owner"] == told.owner
         assert rule["netfilter.object.sentence"] == told.sentence
-        assert rule.get("netfilter.sets", []) == list(told.sets)
+    return found
 
 
 def test_a_drop_among_a_plugins_rules(node, cri_env):

@@ -13,7 +13,7 @@ from lab.shell import until
 from lab.traffic import new_port, open_tcp, send_udp, tcp_listener, udp_listener
 
 COUNT = 7
-OURS = re.compile(r"^table (inet|bridge) tracer-\d+ \{.*?^\}\n", re.MULTILINE | re.DOTALL)
+OURS = re.compile(r"^table (inet|bridge|netdev) tracer-\d+ \{.*?^\}\n", re.MULTILINE | re.DOTALL)
 RULES = """
 table inet others {{
  set blocked {{ type ipv4_addr; flags interval; elements = {{ 10.246.2.64/26 }}; }}
@@ -30,12 +30,20 @@ table inet others {{
   udp dport {translated} counter redirect to :{local}
  }}
 }}
+table netdev others {{
+ chain ingress {{
+  type filter hook ingress device "to-left" priority filter; policy accept;
+  udp dport {early} counter drop
+ }}
+}}
 """
+NAMES = ("accepted", "dropped", "early", "rejected", "translated")
+"""Ports by what becomes of their datagrams."""
 
 
 @pytest.fixture
 def ports():
-    return {name: new_port() for name in ("accepted", "dropped", "rejected", "translated", "local")}
+    return {name: new_port() for name in (*NAMES, "local")}
 
 
 @pytest.fixture
@@ -57,7 +65,12 @@ def rules(routed, ports):
         ):
             yield router
     finally:
-        router.run("nft", "delete", "table", "inet", "others")
+        remove(router)
+
+
+def remove(where):
+    for family in ("inet", "netdev"):
+        where.run("nft", "delete", "table", family, "others")
 
 
 def listed(where):
@@ -125,7 +138,7 @@ def fates(routed, ports):
         udp_listener(router, ports["local"]) as local,
         tcp_listener(right.where, ports["accepted"]),
     ):
-        for name in ("accepted", "dropped", "rejected", "translated"):
+        for name in NAMES:
             send_udp(left, (right.ip4, ports[name]), COUNT)
         errors = [repr(open_tcp(left, (right.ip4, ports[name]))) for name in ("accepted", "local")]
         received = [len([one.recv(100) for _ in range(COUNT)]) for one in (there, local)]
@@ -151,7 +164,7 @@ def test_the_fate_of_packets_is_the_same(routed, rules, ports):
 
 def reset(where, ports):
     """Counters at zero: the same rules, made anew."""
-    where.run("nft", "delete", "table", "inet", "others")
+    remove(where)
     where.run("nft", "-f", "-", stdin=RULES.format(**ports))
     where.run("iptables-nft", "-Z", "FORWARD")
 

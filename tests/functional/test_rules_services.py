@@ -73,18 +73,6 @@ CASES = {
 BOTH = [name for name, case in CASES.items() if len(case.hook) == len(kube.MODES)]
 
 
-@pytest.fixture(scope="module")
-def node(cluster):  # noqa: ARG001 - it sweeps away what a killed run left
-    with kube.kube_node() as made:
-        yield made
-
-
-@pytest.fixture(scope="module", params=kube.MODES)
-def proxy(request, node):
-    with kube.rules(node.node, request.param):
-        yield request.param
-
-
 @pytest.fixture(scope="module", params=SOURCES)
 def source(request):
     return request.param
@@ -100,28 +88,40 @@ def named(proxy, source, cri_env):  # noqa: ARG001 - the rules are there before 
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_refused_by_kube_proxy(node, named, proxy, source, name):
-    refused(node, named, proxy, source, CASES[name])
+def test_refused_by_kube_proxy(kube_node, named, proxy, source, name):
+    refused(kube_node, named, proxy, source, CASES[name])
 
 
 @pytest.mark.parametrize("proxy", ["nftables"], indirect=True)
-def test_refused_by_nftables_mode_alone(node, named, proxy, source):
-    refused(node, named, proxy, source, CASES["unallocated ClusterIP"])
+def test_refused_by_nftables_mode_alone(kube_node, named, proxy, source):
+    refused(kube_node, named, proxy, source, CASES["unallocated ClusterIP"])
 
 
 def refused(node, named, proxy, source, case):
     """Connect, and look at the one SYN that died."""
+    wanted = told(proxy, case) | {
+        "netfilter.rule_source": SOURCES[source],
+        "netfilter.handle": lambda handle: handle > 0,
+    }
+    say([died(node, named, case)], wanted | place(node.node), case.words)
+
+
+def died(node, named, case):
+    """The drop of a connection that is refused."""
     client, watch = node.pods["client"], runner.watch(named)
     assert open_tcp(client.where, case.to) is not None
-    found = watch.expect(1, {**tcp(client.ip4, *case.to), **NETFILTER})
+    (record,) = watch.expect(1, {**tcp(client.ip4, *case.to), **NETFILTER})
+    return record
+
+
+def told(proxy, case):
+    """What is said of it, whichever tool has loaded the rules of this mode."""
     wanted = {
-        "netfilter.rule_source": SOURCES[source],
         "netfilter.family": "ip",
         "netfilter.table": {"iptables": "filter", "nftables": "kube-proxy"}[proxy],
         "netfilter.hook": case.hook[proxy],
         "netfilter.chain": case.chain[proxy],
         "netfilter.rule": lambda text: case.rule[proxy] in text,
-        "netfilter.handle": lambda handle: handle > 0,
         "netfilter.verdict": case.verdict,
         "netfilter.path": lambda path: len(path) > 1,
         "netfilter.object.owner": "kube-proxy",
@@ -131,7 +131,7 @@ def refused(node, named, proxy, source, case):
     if case.service:
         namespace, service = case.service.split("/")
         wanted |= {"service.namespace": namespace, "service.name": service}
-    say(found, wanted | place(node.node), case.words)
+    return wanted
 
 
 def test_only_the_chosen_places_are_traced(cluster, cri_env):

@@ -29,13 +29,7 @@ TCP_ENDS = {"tcp_probe", "skb_copy_datagram_iovec", "consume_skb", "kfree_skb"}
 
 
 @pytest.fixture(scope="module")
-def node(cluster):  # noqa: ARG001 - it sweeps away what a killed run left
-    with kube.kube_node() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def trace(node, cri_env):  # noqa: ARG001 - all is there before it looks
+def trace(kube_node, cri_env):  # noqa: ARG001 - all is there before it looks
     """One `tracer trace` for the module."""
     with runner.running("trace", f"{OURS} and ({NETS})", "-o", "json", env=cri_env) as live:
         yield live
@@ -45,15 +39,8 @@ def trace(node, cri_env):  # noqa: ARG001 - all is there before it looks
     assert done.records[-1]["lost"] == {}
 
 
-@pytest.fixture(scope="module", params=kube.MODES)
-def mode(request, node):
-    """The rules are in force."""
-    with kube.rules(node.node, request.param):
-        yield request.param
-
-
 @pytest.fixture
-def packets(trace, mode):  # noqa: ARG001
+def packets(trace, proxy):  # noqa: ARG001
     """What `trace` writes during this test."""
     return runner.watch(trace)
 
@@ -100,37 +87,37 @@ def ends(record):
 
 
 @VERSIONS
-def test_pod_to_service(node, packets, version):
-    client = node.pods["client"]
-    there, back, web = asked(node, packets, client, kube.WEB[version])
-    check(there, node.between(client, web, version))
-    check(back, node.between(web, client, version))
+def test_pod_to_service(kube_node, packets, version):
+    client = kube_node.pods["client"]
+    there, back, web = asked(kube_node, packets, client, kube.WEB[version])
+    check(there, kube_node.between(client, web, version))
+    check(back, kube_node.between(web, client, version))
     service, (pre, post) = kube.WEB[version][0], ways.nf(version, "PREROUTING", "POSTROUTING")
     own, theirs = client.ip(version), web.ip(version)
     for record in there:
         assert ends(record) == (own, service, None, theirs)
         assert record["nat.dst.port"] == kube.WEB_PORT
-        assert any(text.startswith("DNAT") for text in translated(record, node, pre))
+        assert any(text.startswith("DNAT") for text in translated(record, kube_node, pre))
         assert record["conntrack.reply.src.address"] == theirs
     for record in back:
         assert ends(record) == (theirs, own, service, None)
         assert record["conntrack.direction"] == "reply"
-        assert any(text.startswith("un-DNAT") for text in translated(record, node, post))
+        assert any(text.startswith("un-DNAT") for text in translated(record, kube_node, post))
 
 
 @VERSIONS
-def test_node_port_from_outside(node, packets, version):
+def test_node_port_from_outside(kube_node, packets, version):
     """DNAT, and the node's own address for the sender's, so that answers come back."""
     to = (kube.NODE[version], kube.NODE_PORT)
-    there, back, web = asked(node, packets, node.outside, to)
-    check(there, node.inward(web, version))
-    check(back, node.outward(web, version))
-    sender, theirs = node.outside.ip(version), web.ip(version)
+    there, back, web = asked(kube_node, packets, kube_node.outside, to)
+    check(there, kube_node.inward(web, version))
+    check(back, kube_node.outward(web, version))
+    sender, theirs = kube_node.outside.ip(version), web.ip(version)
     for record in there:
         assert ends(record) == (sender, to[0], kube.GATEWAY[version], theirs)
         pre, post = ways.nf(version, "PREROUTING", "POSTROUTING")
-        assert any(text.startswith("DNAT") for text in translated(record, node, pre))
-        assert any(text.startswith("SNAT") for text in translated(record, node, post))
+        assert any(text.startswith("DNAT") for text in translated(record, kube_node, pre))
+        assert any(text.startswith("SNAT") for text in translated(record, kube_node, post))
         assert record["conntrack.reply.dst.address"] == kube.GATEWAY[version]
         assert record["conntrack.reply.dst.port"] == record["nat.src.port"]
     for record in back:
@@ -138,15 +125,15 @@ def test_node_port_from_outside(node, packets, version):
 
 
 @VERSIONS
-def test_masquerade_out(node, packets, version):
-    client, to = node.pods["client"], (kube.FAR[version], 7070)
-    with node.outside.where.socket(family_of(to[0]), socket.SOCK_DGRAM) as server:
+def test_masquerade_out(kube_node, packets, version):
+    client, to = kube_node.pods["client"], (kube.FAR[version], 7070)
+    with kube_node.outside.where.socket(family_of(to[0]), socket.SOCK_DGRAM) as server:
         server.bind(to)
         port, _ = ask(client.where, to, [server], COUNT)
         there = packets.expect(COUNT, {"src.port": port, "dst.port": to[1]})
         back = packets.expect(COUNT, {"src.port": to[1], "type": "packet"})
-    check(there, node.outward(client, version))
-    check(back, node.inward(client, version))
+    check(there, kube_node.outward(client, version))
+    check(back, kube_node.inward(client, version))
     one_flow(there + back, f":{port} → ", to[0])
     for record in there:
         assert ends(record) == (client.ip(version), to[0], kube.NODE[version], None)
@@ -187,51 +174,58 @@ def check_tcp(records, way):
         assert record.get("inferred", False) == copied, record
 
 
-def test_hairpin(node, packets):
+def test_hairpin(kube_node, packets):
     """A pod reaches itself through its Service: it sees the node's address as the asker's."""
-    single = node.pods["single"]
+    single = kube_node.pods["single"]
     there, back = talk(packets, single, kube.SINGLE, single)
-    check_tcp(there + back, node.between(single, single))
+    check_tcp(there + back, kube_node.between(single, single))
     for record in there:
         assert ends(record) == (single.ip4, kube.SINGLE[0], kube.GATEWAY[4], single.ip4)
     for record in back:
         assert ends(record) == (single.ip4, kube.GATEWAY[4], kube.SINGLE[0], single.ip4)
 
 
-def test_external_ip(node, packets):
-    single = node.pods["single"]
-    there, back = talk(packets, node.outside, kube.EXTERNAL, single)
-    check_tcp(there, node.inward(single))
-    check_tcp(back, node.outward(single))
+def test_external_ip(kube_node, packets):
+    single = kube_node.pods["single"]
+    there, back = talk(packets, kube_node.outside, kube.EXTERNAL, single)
+    check_tcp(there, kube_node.inward(single))
+    check_tcp(back, kube_node.outward(single))
     for record in there:
-        assert ends(record) == (node.outside.ip4, kube.EXTERNAL[0], kube.GATEWAY[4], single.ip4)
+        assert ends(record) == (
+            kube_node.outside.ip4,
+            kube.EXTERNAL[0],
+            kube.GATEWAY[4],
+            single.ip4,
+        )
 
 
-def test_host_port(node, packets):
+def test_host_port(kube_node, packets):
     """The CNI's portmap: DNAT alone."""
-    pod, to = node.pods["hostport"], (kube.NODE[4], kube.HOST_PORT)
-    there, back = talk(packets, node.outside, to, pod)
-    check_tcp(there, node.inward(pod))
-    check_tcp(back, node.outward(pod))
+    pod, to = kube_node.pods["hostport"], (kube.NODE[4], kube.HOST_PORT)
+    there, back = talk(packets, kube_node.outside, to, pod)
+    check_tcp(there, kube_node.inward(pod))
+    check_tcp(back, kube_node.outward(pod))
     for record in there:
-        assert ends(record) == (node.outside.ip4, to[0], None, pod.ip4)
+        assert ends(record) == (kube_node.outside.ip4, to[0], None, pod.ip4)
     for record in back:
-        assert ends(record) == (pod.ip4, node.outside.ip4, to[0], None)
+        assert ends(record) == (pod.ip4, kube_node.outside.ip4, to[0], None)
 
 
 @VERSIONS
-def test_icmp_error_about_a_translated_packet(node, packets, version):
+def test_icmp_error_about_a_translated_packet(kube_node, packets, version):
     """No one listens: what the pod answers is translated back, and so is what it quotes."""
-    client, to = node.pods["client"], kube.WEB[version]
+    client, to = kube_node.pods["client"], kube.WEB[version]
     send_numbered(client.where, to, 1)
     (died,) = packets.expect(1, {"verdict": "dropped"})
     (error,) = packets.expect(1, {"transport": "icmp" if version == 4 else "icmpv6"})
-    (web,) = [pod for pod in node.web if pod.ip(version) == died["nat.dst.address"]]
+    (web,) = [pod for pod in kube_node.web if pod.ip(version) == died["nat.dst.address"]]
     assert died["drop.reason"] == "NO_SOCKET"
     ways.check(
-        died, [*node.between(client, web, version), f"{web.where.name} eth0 kfree_skb"], "dropped"
+        died,
+        [*kube_node.between(client, web, version), f"{web.where.name} eth0 kfree_skb"],
+        "dropped",
     )
-    ways.check(error, node.between(web, client, version), "delivered")
+    ways.check(error, kube_node.between(web, client, version), "delivered")
     assert ends(error) == (web.ip(version), client.ip(version), to[0], None)
     if version == 4:  # of IPv6, the bytes kept of a hop end before the addresses that are quoted
         assert web.ip4 in error["icmp.inner"]
@@ -239,14 +233,14 @@ def test_icmp_error_about_a_translated_packet(node, packets, version):
     assert error["conntrack.state"] == "related"
 
 
-def test_service_without_endpoints(node, packets):
+def test_service_without_endpoints(kube_node, packets):
     """REJECT in the node's FORWARD hook; the explanation is that of a rule."""
-    client = node.pods["client"]
+    client = kube_node.pods["client"]
     with client.where.socket(2, 1) as sender, pytest.raises(OSError, match="refused"):
         sender.connect(kube.NO_ENDPOINTS)
     (died,) = packets.expect(1, {"dst.address": kube.NO_ENDPOINTS[0], "tcp.flags": "SYN"})
-    way = node.outward(client)
-    place = node.node.name
+    way = kube_node.outward(client)
+    place = kube_node.node.name
     last = f"{place} eth0 nf ip FORWARD"
     ways.follows(died, [*way[: way.index(last) + 1], f"{place} {kube.BRIDGE} kfree_skb"])
     assert (died["verdict"], died["netfilter.hook"]) == ("dropped", "FORWARD")

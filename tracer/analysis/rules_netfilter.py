@@ -96,6 +96,7 @@ def rule_words(record: Record) -> Mapping[str, str]:
     chain = str(record.get("netfilter.chain", ""))
     path = record.get("netfilter.path", ())
     sentence = record.get("netfilter.object.sentence", "")
+    misses = "; ".join(record.get("netfilter.misses", ()))
     verdict = record.get("netfilter.verdict", "")
     evidence = record.get("netfilter.evidence", "")
     candidates = record.get("netfilter.candidates", ())
@@ -103,7 +104,7 @@ def rule_words(record: Record) -> Mapping[str, str]:
         "table": table,
         "chain": chain,
         "path": f", by {' → '.join(path)}," if len(path) > 1 else "",
-        "object": f"{sentence} " if sentence else "",
+        "object": (f"{sentence} " if sentence else "") + (f"{misses}. " if misses else ""),
         "done": {"reject": "rejected", "queue": "queued"}.get(verdict, "dropped"),
         "candidates": str(len(candidates)),
         "candidate": _candidate(candidates),

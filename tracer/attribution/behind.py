@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from tracer.analysis.objects import RuleObjects
+from tracer.analysis.objects import DEFAULT_DENY, RuleObjects
 from tracer.analysis.rule_fields import object_fields
-from tracer.analysis.rule_sets import set_lookups
+from tracer.analysis.rule_sets import set_lookups, set_misses
 from tracer.analysis.rule_trace import knows, traced_end
 from tracer.analysis.ruleset.model import XT_LEGACY
 from tracer.attribution.handles import Handles
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tracer.netfilter.nft_trace import Visit
 
 MAX_RULESETS = 64
+MAX_MISSES = 4
+"""Rules whose set lacked a packet that are told of one drop."""
 
 
 class Behind:
@@ -67,7 +70,20 @@ class Behind:
         fields = object_fields(found) if found else {}
         if lookups := set_lookups(reading.ruleset, end, packet):
             fields["netfilter.sets"] = lookups
+        if found and found.does == DEFAULT_DENY:
+            fields |= self._misses(objects, end, packet, reading)
         return fields
+
+    @staticmethod
+    def _misses(objects: RuleObjects, end: End, packet: Packet, reading: Reading) -> Record:
+        """Of a packet that no policy allowed: which set would have had to hold it."""
+        texts: dict[str, None] = {}
+        for miss in islice(set_misses(reading.ruleset, end, packet), MAX_MISSES):
+            owner = objects.of(miss.rule, packet)
+            whose = f"{owner.kind} {owner.label}" if owner and owner.name else miss.rule.chain
+            side = f"{miss.side} of {whose}" if miss.side else whose
+            texts[f"{miss.value} is not in set {miss.name} ({side})"] = None
+        return {"netfilter.misses": list(texts)} if texts else {}
 
     def _get(self, ruleset: Ruleset, node: Node) -> RuleObjects:
         known = self._objects.get(id(ruleset))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from tracer.analysis.ruleset.evaluate import count_before, was_replaced
 from tracer.analysis.ruleset.model import XT_LEGACY
 from tracer.attribution.counters import APART_NS
-from tracer.attribution.readings import CHEAP_S, LEGACY_S
 
 if TYPE_CHECKING:
     from tracer.analysis.ruleset.model import Rule, Ruleset
@@ -48,10 +46,7 @@ class Evidence:
 
     def _legacy(self, netns: int, time_ns: int, rule: Rule, reading: Reading) -> int | None:
         if reading.read_ns < time_ns:
-            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            if now_ns - reading.read_ns > LEGACY_S * 1e9:
-                self._readings.ask(netns)
-            return WAIT if reading.cost_s <= CHEAP_S else None
+            return WAIT if self._readings.renew(netns, reading) else None
         return self._grown(rule.packets or 0, [], time_ns, rule, reading)
 
     def _grown(

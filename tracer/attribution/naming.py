@@ -81,11 +81,11 @@ class Run(Protocol):
 def rule_naming(
     run: Run, way: str, expression: str, warn: Callable[[str], None]
 ) -> Iterator[RuleNaming | None]:
-    """What names the rules while a command runs, as its --rules says; None for `off`.
+    """What names the rules while a command runs, as its --rules says; None where it names none.
 
     `expression` is the command's tcpdump filter.
     """
-    if way == "off":
+    if way not in ("trace", "read"):
         yield None
         return
     with closing(RuleNaming(lambda: run.node, run.wake, warn)) as rules:
@@ -247,7 +247,7 @@ class RuleNaming:
         data = event["packet"].tobytes()[layout().constants["L2_BYTES"] :]
         family = record.get("netfilter.family", "")
         # Before 6.1 a drop knows the family of its hook, not that of the table.
-        families = (family, "inet") if family in ("ip", "ip6") else (family,)
+        families = (family, "inet") if family in ("ip", "ip6", "netdev") else (family,)
         return self._lethal.take(
             int(event["netns"]), packet_key(data), record["netfilter.mechanism"], families
         )
@@ -261,7 +261,8 @@ class RuleNaming:
             ruleset, verdicts = self._infer(one, reading)
             verdicts = tuple(self._with_handle(verdict, one.netns, reading) for verdict in verdicts)
             growths = self._growths(one, verdicts, reading if ruleset is reading.ruleset else None)
-            if WAIT in growths and not late:
+            waits = WAIT in growths or self._is_behind(one, reading, growths)
+            if waits and not late:
                 return False
             end = self._weighed(one.record, verdicts, growths)
         if end:
@@ -269,6 +270,16 @@ class RuleNaming:
             source = one.record["netfilter.rule_source"]
             self.sums.add(one.netns, one.time_ns, end, source, reading)
         return True
+
+    def _is_behind(self, one: _Waiting, reading: Reading, growths: Sequence[int | None]) -> bool:
+        """Whether an ipset or legacy rules may have changed, and a new reading will tell.
+
+        So where the drop has no cause by them as they were read, or its counter did not move.
+        """
+        contradicted = all(growth == 0 for growth in growths)
+        if not (contradicted and reading.untold and reading.read_ns < one.time_ns):
+            return False
+        return self._readings.renew(one.netns, reading)
 
     def _growths(
         self, one: _Waiting, verdicts: Sequence[Verdict], reading: Reading | None

@@ -66,6 +66,11 @@ class Reading:
     legacy: bool = False
     """Whether there are iptables-legacy tables, which have no such number."""
 
+    @property
+    def untold(self) -> bool:
+        """Whether a part of it may have changed that no number tells of."""
+        return self.legacy or bool(self.ruleset.ipsets)
+
 
 @dataclass(frozen=True, slots=True)
 class _Signs:
@@ -126,6 +131,15 @@ class Readings:
             return None
         return reading
 
+    def renew(self, netns: int, reading: Reading) -> bool:
+        """Have rules read again whose changes nobody tells, as soon as they may be.
+
+        False where that costs too much to be waited for.
+        """
+        if _now_ns() - reading.read_ns > LEGACY_S * 1e9:
+            self.ask(netns)
+        return reading.cost_s <= CHEAP_S
+
     def latest(self, netns: int) -> Reading | None:
         """The last reading there was, of whatever time; asks for none."""
         place = self._places.get(netns)
@@ -184,7 +198,7 @@ class Readings:
         began_s = cpu_s()
         printed = run_in(path, netns, rule_programs.list_rules)
         texts = dict(printed.texts)
-        ruleset = reader.read(Texts(texts.pop("nft").encode(), **texts))
+        ruleset = _without_ours(reader.read(Texts(texts.pop("nft").encode(), **texts)))
         # Without handles the ruleset warns of it: they are asked for chain by chain instead.
         for warning in (*printed.warnings, *(ruleset.warnings if printed.handles else ())):
             self._tell(f"rules of netns {netns}: {warning}")
@@ -196,6 +210,14 @@ class Readings:
         if warning not in self._told:
             self._told.add(warning)
             self._warn(f"warning: {warning}")
+
+
+def _without_ours(ruleset: Ruleset) -> Ruleset:
+    """Without the tables of tracers, this one and others: their chains accept all there is."""
+    tables = {
+        key: table for key, table in ruleset.tables.items() if not nft_table.is_ours(table.name)
+    }
+    return replace(ruleset, tables=tables)
 
 
 def _signs(counters: Counters) -> _Signs:
@@ -223,5 +245,4 @@ def _is_fresh(before: Reading, now: _Signs, now_ns: int) -> bool:
         return before.cost_s > CHEAP_S and age_s < before.cost_s / SHARE
     if now.legacy != before.legacy:
         return False
-    told = not before.legacy and not before.ruleset.ipsets
-    return told or age_s < max(LEGACY_S, before.cost_s / SHARE)
+    return not before.untold or age_s < max(LEGACY_S, before.cost_s / SHARE)

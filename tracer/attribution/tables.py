@@ -9,13 +9,13 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracer.inventory.namespaces import run_in
 from tracer.inventory.sysctl import netns_path
-from tracer.netfilter import nfnl, nft_table, nft_trace, rule_programs
+from tracer.netfilter import nfnl, nft_table, nft_trace
 from tracer.netfilter.nft_table import Match, Wanted
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TraceTables:
     def __init__(self, selection: PodSelection, matches: Sequence[Match]) -> None:
         """Trace packets of the selected pods, if any are selected, that fit one of `matches`."""
         self._selection, self._matches = selection, tuple(matches)
-        self._name = f"{rule_programs.OWN}{os.getpid()}"
+        self._name = f"{nft_table.OWN}{os.getpid()}"
         self._places: dict[int, _Place] = {}
         self._refused: dict[int, str] = {}
         self._told: set[str] = set()
@@ -125,7 +125,7 @@ class TraceTables:
                     place.lost = _drops(place.events)
                     continue
                 for visit in place.visits.add(data):
-                    if visit.table != self._name:
+                    if not nft_table.is_ours(visit.table):
                         yield netns, visit
 
     def close(self) -> None:
@@ -149,11 +149,12 @@ class TraceTables:
             place = _Place(*run_in(path, netns, _open))
         try:
             bridge = nft_table.has_tables(place.control, nft_table.NFPROTO_BRIDGE)
+            devices = nft_table.ingress_devices(place.control)
             before = place.wanted
-            wanted = Wanted(self._matches, addresses, bridge or bool(before and before.bridge))
+            bridge = bridge or bool(before and before.bridge)
+            wanted = Wanted(self._matches, addresses, bridge, devices)
             if wanted != before:
-                nft_table.install(place.control, self._name, wanted, before)
-                place.wanted = wanted
+                place.wanted = _installed(place.control, self._name, wanted, before)
         except OSError:
             place.control.close()
             place.events.close()
@@ -178,6 +179,19 @@ def namespaces_of(node: Node, selection: PodSelection) -> list[int]:
         }
         living = [netns for netns in living if netns in chosen or netns == node.netns]
     return sorted(living, key=lambda netns: netns != node.netns)
+
+
+def _installed(control: socket.socket, name: str, wanted: Wanted, before: Wanted | None) -> Wanted:
+    """Install the table; what of it the kernel took."""
+    try:
+        nft_table.install(control, name, wanted, before)
+    except OSError:
+        if not wanted.devices:
+            raise
+        # A device may have gone since it was listed: what dies at the others' is read.
+        wanted = replace(wanted, devices=frozenset())
+        nft_table.install(control, name, wanted, before)
+    return wanted
 
 
 def _check() -> None:

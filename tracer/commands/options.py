@@ -102,13 +102,16 @@ RULES = {
     "trace": "name the rules by the kernel's own trace, of the selected packets only: for that"
     " a table of our own is there while tracer runs",
     "read": "name them by reading the rules, which changes nothing: inferred",
-    "off": "do not",
+    "off": "do not, nor read Services from them",
 }
+NO_RULES = ""
+"""None is named, but kube-proxy's are read for the names of Services."""
 
 
 def add_rules(parser: argparse.ArgumentParser, default: str) -> None:
-    """--rules[=trace|read|off]: how the rules behind verdicts are found."""
-    group = parser.add_argument_group("rules")
+    """--rules[=trace|read|off]: how the rules behind verdicts are found; else as `default`."""
+    told = "without it only Services are read from them" if default == NO_RULES else None
+    group = parser.add_argument_group("rules", told)
     for way, text in RULES.items():
         # Each form by its whole name: with nargs="?" argparse would take the FILTER for a value.
         names = ["--rules"] * (way == "trace") + [f"--rules={way}"]

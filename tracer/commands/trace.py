@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_service(parser)
     options.add_path_selection(parser)
     options.add_path_output(parser)
-    options.add_rules(parser, default="off")
+    options.add_rules(parser, default=options.NO_RULES)
     options.add_run_options(parser)
     parser.add_argument(
         "--snaplen",
@@ -117,7 +117,7 @@ class Outputs:
         self.capture = Pcapng(args.write) if args.write else None
         self.recorder = None
         if args.record:
-            asked = {"command": "trace", "filter": args.filter, "rules": args.rules}
+            asked = {"command": "trace", "filter": args.filter, "rules": args.rules or "off"}
             self.recorder = Recorder(args.record, asked)
         for output in (self.sink, self.capture, self.recorder):
             if output:

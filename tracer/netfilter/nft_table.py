@@ -6,6 +6,7 @@ mark of the chosen packets and accept, which in nf_tables ends nothing but the c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -17,18 +18,23 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Sequence
 
+OWN = "tracer-"
+"""How the names of our tables begin, a process's id after it."""
+_OURS = re.compile(rf"{OWN}\d+")
 NFNL_SUBSYS_NFTABLES = 10
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM = 0, 1, 2, 3, 6, 9, 12
-GETRULE = 7
+GETCHAIN, GETRULE = 4, 7
 NEWGEN, GETGEN = 15, 16
 NFT_TABLE_F_OWNER = 2
 """6da61c4a2a7c, 5.12: the table goes with the socket, and no one else can change it."""
 NFPROTO = {"ip": 2, "ip6": 10}
-NFPROTO_INET, NFPROTO_BRIDGE = 1, 7
+NFPROTO_INET, NFPROTO_NETDEV, NFPROTO_BRIDGE = 1, 5, 7
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _NUMBERS = {name: number for number, name in FAMILIES.items()}
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 """By number: enum nf_inet_hooks, and the same in enum nf_br_hooks."""
+INGRESS = {NFPROTO_NETDEV: 0, NFPROTO_INET: 5}
+"""Family → number of the hook at a device, before all others."""
 FIRST = -(1 << 31)
 """The lowest priority there is."""
 RATE_PACKETS = 1000
@@ -67,6 +73,8 @@ class Wanted:
     """And the source or destination is one of these; None: whatever they are."""
     bridge: bool = False
     """In the bridge family's hooks too."""
+    devices: frozenset[str] = frozenset()
+    """At the ingress of these devices too."""
 
 
 def generation(sock: socket.socket) -> int:
@@ -91,6 +99,26 @@ def tables(sock: socket.socket) -> list[tuple[str, str]]:
         name = told.get(1, b"").rstrip(b"\0").decode(errors="replace")
         found.append((FAMILIES.get(answer[nfnl.HEADER.size], "?"), name))
     return found
+
+
+def is_ours(table: str) -> bool:
+    """Whether a tracer has made a table of this name; it decides nothing."""
+    return bool(_OURS.fullmatch(table))
+
+
+def ingress_devices(sock: socket.socket) -> frozenset[str]:
+    """The devices at whose ingress somebody has a chain; a tracer is nobody."""
+    found: set[bytes] = set()
+    for family, ingress in INGRESS.items():
+        for _, answer in nfnl.ask(sock, _message(GETCHAIN, nfnl.NLM_F_DUMP, family)):
+            told = dict(nfnl.attributes(answer, nfnl.BODY, len(answer)))
+            hook = dict(nfnl.attributes(told.get(4, b""), 0, len(told.get(4, b""))))
+            table = told.get(1, b"").rstrip(b"\0").decode(errors="replace")
+            if hook.get(1) == ingress.to_bytes(4, "big") and not is_ours(table):
+                several = nfnl.attributes(hook.get(4, b""), 0, len(hook.get(4, b"")))
+                one = hook.get(3)
+                found |= {one} if one else {name for kind, name in several if kind == 1}
+    return frozenset(name.rstrip(b"\0").decode(errors="replace") for name in found)
 
 
 def rule_handles(sock: socket.socket, family: str, table: str, chain: str) -> tuple[int, ...]:
@@ -141,7 +169,8 @@ def install(sock: socket.socket, name: str, wanted: Wanted, before: Wanted | Non
 def _families(wanted: Wanted | None) -> list[int]:
     if wanted is None:
         return []
-    return [NFPROTO_INET, NFPROTO_BRIDGE] if wanted.bridge else [NFPROTO_INET]
+    bridge = [NFPROTO_BRIDGE] if wanted.bridge else []
+    return [NFPROTO_INET, *bridge, *([NFPROTO_NETDEV] if wanted.devices else [])]
 
 
 def _message(kind: int, flags: int, family: int, body: bytes = b"") -> bytes:
@@ -159,14 +188,23 @@ def _table(family: int, name: str, wanted: Wanted) -> Iterator[bytes]:
     yield _new(NEWTABLE, family, text(1, name) + be32(2, NFT_TABLE_F_OWNER) + attribute(6, comment))
     if wanted.addresses is not None:
         yield from _sets(family, name, wanted.addresses)
-    for number, hook in enumerate(HOOKS):
-        where = be32(1, number) + be32(2, FIRST)
+    for hook, where in _hooks(family, wanted):
         chain = text(1, name) + text(3, hook) + nested(4, where) + be32(5, 1) + text(7, "filter")
         yield _new(NEWCHAIN, family, chain)
         for match in wanted.matches:
             for expressions in _alternatives(family, match, wanted.addresses):
                 rule = text(1, name) + text(2, hook) + nested(4, *expressions, *_mark())
                 yield _new(NEWRULE, family, rule)
+
+
+def _hooks(family: int, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
+    """(name, attributes) of the hook of each base chain."""
+    if family == NFPROTO_NETDEV:
+        devices = nested(4, *(text(1, device) for device in sorted(wanted.devices)))
+        yield "ingress", be32(1, INGRESS[family]) + be32(2, FIRST) + devices
+        return
+    for number, hook in enumerate(HOOKS):
+        yield hook, be32(1, number) + be32(2, FIRST)
 
 
 def _sets(family: int, name: str, addresses: frozenset[str]) -> Iterator[bytes]:
@@ -203,7 +241,7 @@ def _alternatives(
 
 def _expressions(family: int, match: Match) -> list[bytes]:
     made: list[bytes] = []
-    if match.family and family == NFPROTO_BRIDGE:
+    if match.family and family in (NFPROTO_BRIDGE, NFPROTO_NETDEV):
         made += [_meta(_META_PROTOCOL), _equals(_ETHERTYPES[match.family].to_bytes(2, "big"))]
     elif match.family:
         made += [_meta(_META_NFPROTO), _equals(bytes((NFPROTO[match.family],)))]

@@ -19,8 +19,6 @@ from tracer.netfilter import nfnl, nft_table
 TIMEOUT_S = 60.0
 MANY_RULES = 5000
 """Of iptables-nft: nft takes many times as long as iptables-save to list so many, and says less."""
-OWN = "tracer-"
-"""How the names of our own tables begin, which trace packets and decide nothing."""
 _NET = Path("/proc/thread-self/net")
 """/proc/net would be the namespace of the process, not of this thread."""
 _LEGACY = {
@@ -120,7 +118,7 @@ def _without(warnings: list[str], known: set[tuple[str, str]]) -> str:
             text = _run(warnings, "nft", "-a", "-j", "list", "table", family, table)
             if _is_whole(text):
                 parts.append(text[text.find("[") + 1 : text.rfind("]")])
-            elif not table.startswith(OWN):
+            elif not nft_table.is_ours(table):
                 end = ""
     return '{"nftables": [' + ", ".join(filter(None, parts)) + end
 

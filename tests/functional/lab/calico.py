@@ -1,14 +1,18 @@
-"""Calico's rules for three pods: made from its documented chains, marks, comments and ipsets.
+"""Calico's rules for three pods: made from its documented chains, marks, comments and sets.
 
-Not recorded: Felix's iptables mode, as published of real clusters. `client` and `web` are in
-namespace shop, `agent` in ops; shop/web-allow lets `client` come to port 8080 of `web`,
-ops/default-deny nobody anywhere.
+Not recorded: Felix's iptables mode, as published of real clusters, and its nftables mode (one
+table `calico`, chains with the name of what was the table before, verdict maps by device, one
+comment `cali:HASH; …`), as its documentation and the source of its renderer tell.
+
+`client` and `web` are in namespace shop, `agent` in ops; shop/web-allow lets `client` come to
+port 8765 of `web`, ops/default-deny nobody anywhere.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     from lab.namespaces import Namespace
 
-WEB_PORT = 8080
+WEB_PORT = 8765
 POLICIES = {"web": "shop/web-allow", "agent": "ops/default-deny"}
 """The NetworkPolicy that selects a pod, if one does."""
 _ACCEPTED, _PASS, _BOTH = "0x10000/0x10000", "0x0/0x20000", "0x0/0x30000"
@@ -28,6 +32,11 @@ _ACCEPTED, _PASS, _BOTH = "0x10000/0x10000", "0x0/0x20000", "0x0/0x30000"
 def ipset(version: int) -> str:
     """The ipset of those whom shop/web-allow lets come."""
     return f"cali{version}0s:DFfMZ2Sf_8YKJ6ybkR1pAy"
+
+
+def nft_set(version: int) -> str:
+    """The same of nftables mode, where names have no colon."""
+    return ipset(version).replace(":", "-")
 
 
 def device(key: str) -> str:
@@ -80,7 +89,37 @@ def left_out(node: Namespace, version: int, address: str) -> Iterator[None]:
         node.run("ipset", "add", ipset(version), address)
 
 
-def _text(version: int, keys: Mapping[str, str]) -> str:
+@contextmanager
+def nft_rules(
+    node: Namespace, keys: Mapping[str, str], members: Mapping[int, str]
+) -> Iterator[None]:
+    """The same rules in nftables mode."""
+    for version in (4, 6):
+        node.run("nft", "-f", "-", stdin=_nft_text(version, keys, members[version]))
+    try:
+        yield
+    finally:
+        for version in (4, 6):
+            node.run("nft", "delete", "table", _family(version), "calico", check=False)
+
+
+@contextmanager
+def left_out_of_nft(node: Namespace, version: int, address: str) -> Iterator[None]:
+    """shop/web-allow does not let this address come, for the block; in nftables mode."""
+    element = (_family(version), "calico", nft_set(version), f"{{ {address} }}")
+    node.run("nft", "delete", "element", *element)
+    try:
+        yield
+    finally:
+        node.run("nft", "add", "element", *element)
+
+
+def _family(version: int) -> str:
+    return "ip" if version == 4 else "ip6"
+
+
+def _lines(version: int, keys: Mapping[str, str]) -> list[str]:
+    """All rules as iptables has them, but for the hash; what stands in quotes is the comment."""
     lines = [
         "-A FORWARD -j cali-FORWARD",
         f'-A FORWARD "Policy explicitly accepted packet." -m mark --mark {_ACCEPTED} -j ACCEPT',
@@ -97,16 +136,79 @@ def _text(version: int, keys: Mapping[str, str]) -> str:
     for way in ("from", "to"):
         lines.append(f'-A cali-{way}-wl-dispatch "Unknown interface" -j DROP')
     lines += _policies(version, {key.split("/")[0] for key in keys.values()})
-    said = [_commented(line) for line in lines]
+    return lines
+
+
+def _text(version: int, keys: Mapping[str, str]) -> str:
+    said = [_commented(line) for line in _lines(version, keys)]
     chains = dict.fromkeys(["INPUT", "OUTPUT", *(line.split()[1] for line in said)])
     heads = [f":{name} {'-' if '-' in name else 'ACCEPT'} [0:0]" for name in chains]
     return "\n".join(["*filter", *heads, *said, "COMMIT", ""])
 
 
+def _nft_text(version: int, keys: Mapping[str, str], member: str) -> str:
+    """Both base chains, a map for each dispatch, the set, and a chain for each of iptables."""
+    chains: dict[str, list[str]] = {"FORWARD": []}
+    maps: dict[str, list[str]] = {}
+    for line in _lines(version, keys):
+        _, chain, rest = line.split(" ", 2)
+        if " -g " in line:  # -o DEVICE -g CHAIN
+            way, device_name, _, target = rest.split()
+            if chain not in maps:
+                key = "iifname" if way == "-i" else "oifname"
+                name = f"filter-{chain}"
+                chains[chain] = [f'{key} vmap @{name} comment "cali:{_digest(name)};"']
+            maps.setdefault(chain, []).append(f'"{device_name}" : goto filter-{target}')
+        else:
+            chains.setdefault(chain, []).append(_nft_rule(version, rest, _digest(line)))
+    family = _family(version)
+    kind = "ipv4_addr" if version == 4 else "ipv6_addr"
+    parts = [
+        f"set {nft_set(version)} {{ type {kind}; flags interval; elements = {{ {member} }}; }}"
+    ]
+    parts += [f"chain filter-{chain} {{ }}" for chain in chains if chain != "FORWARD"]
+    parts += [f"map filter-{chain} {{ type ifname : verdict; elements = {{ {', '.join(some)} }}; }}"
+              for chain, some in maps.items()]  # fmt: skip
+    for chain, rules_ in chains.items():
+        base = "type filter hook forward priority filter; " if chain == "FORWARD" else ""
+        parts.append(f"chain filter-{chain} {{ {base}\n" + "\n".join(rules_) + "\n}")
+    return f"table {family} calico {{\n" + "\n".join(parts) + "\n}\n"
+
+
+_NFT = (
+    (r"-m conntrack --ctstate RELATED,ESTABLISHED", r"ct state established,related"),
+    (r"-m conntrack --ctstate INVALID", r"ct state invalid"),
+    (r"-m mark --mark (\w+)/(\w+)", r"meta mark & \2 == \1"),
+    (r"-([io]) cali\+", r'\1ifname "cali*"'),
+    (r"-p tcp", r"meta l4proto tcp"),
+    (r"-m set --match-set (\S+) src", r"FAMILY saddr @\1"),
+    (r"-m multiport --dports (\d+)", r"tcp dport { \1 }"),
+    (r"-j MARK --set-xmark 0x0/(\w+)", r"counter meta mark set mark & ~\1"),
+    (r"-j MARK --set-xmark (\w+)/\w+", r"counter meta mark set mark or \1"),
+    (r"-j (ACCEPT|DROP|RETURN)", lambda found: f"counter {found[1].lower()}"),
+    (r"-j (\S+)", r"counter jump filter-\1"),
+)
+
+
+def _nft_rule(version: int, rest: str, digest: str) -> str:
+    start, quote, words = rest.partition('"')
+    said, _, end = words.partition('"')
+    text = f"{start}{end}" if quote else rest
+    for pattern, instead in _NFT:
+        text = re.sub(pattern, instead, text)
+    text = text.replace("FAMILY", _family(version)).replace(ipset(version), nft_set(version))
+    text = re.sub(r"~(\w+)", lambda found: hex(0xFFFFFFFF ^ int(found[1], 16)), text)
+    return f'{text.strip() or "continue"} comment "cali:{digest}; {said}"'.replace('; "', ';"')
+
+
+def _digest(line: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(line.encode()).digest()).decode()[:16]
+
+
 def _commented(line: str) -> str:
     """Every rule bears a hash of its place; what stands in quotes is a comment of its own."""
     flag, chain, rest = line.split(" ", 2)
-    digest = base64.urlsafe_b64encode(hashlib.sha256(line.encode()).digest()).decode()[:16]
+    digest = _digest(line)
     start, quote, words = rest.partition('"')
     text, _, end = words.partition('"')
     own = f'-m comment --comment "cali:{digest}"'

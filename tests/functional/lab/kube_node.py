@@ -169,13 +169,16 @@ def kube_node() -> Iterator[KubeNode]:
 
 
 @contextmanager
-def rules(node: Namespace, mode: str) -> Iterator[None]:
-    """The recorded rules of kube-proxy in this mode, with kubelet's and the CNI's."""
+def rules(node: Namespace, mode: str, backend: str = "nft") -> Iterator[None]:
+    """The recorded rules of kube-proxy in this mode, with kubelet's and the CNI's.
+
+    `backend` loads those of iptables; of `legacy` they stay for as long as the namespace.
+    """
     folder = RULES / mode
     try:
         for tool in ("iptables", "ip6tables"):
             text = _NFACCT.sub("", (folder / f"{tool}-save.txt").read_text())
-            node.run(f"{tool}-nft-restore", stdin=text)
+            node.run(f"{tool}-{backend}-restore", stdin=text)
         if mode == "nftables":
             node.run("nft", "-f", str(folder / "kube-proxy.nft"))
         yield

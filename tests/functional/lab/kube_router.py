@@ -42,6 +42,9 @@ _CHAINS = {"web-allow-client": "KUBE-NWPLCY-4ANU2ZYVYNUUKDG3",
            "default-deny": "KUBE-NWPLCY-HGNA3UOYDXQRDUJ4"}  # fmt: skip
 _SETS = {"KUBE-SRC-PSHK4P4ILYN2ZIV4": ("client", "web", "single"),
          "KUBE-DST-JON6VPUDAERDYMHN": ("web",)}  # fmt: skip
+_RECORDED_SETS = {4: ("KUBE-SRC-PSHK4P4ILYN2ZIV4", ["KUBE-SRC-NRM67WZ6IXWCUEPX"]),
+                  6: ("KUBE-SRC-VJMVAFQUUUWNQJ6A", [])}  # fmt: skip
+"""Of the policy's pods, who may come to that port, and of its networks, who may come to any."""
 _FIREWALLS = {"web": "Z3WXRDXMWJ4TUL34", "single": "E2KPDJJUTNA7I4WU",
               "client2": "VFMS7RUQ6ILLBZNP", "client": "JQRZ62QLBL6IPXOF"}  # fmt: skip
 FIREWALLS = {name: f"KUBE-POD-FW-{digest}" for name, digest in _FIREWALLS.items()}
@@ -55,6 +58,14 @@ def tables(version: int, form: str) -> tuple[str, str]:
     """(family, table) of the rules."""
     family = "ip" if version == 4 else "ip6"
     return family, f"kube-router-filter-ipv{version}" if form == "nftables" else "filter"
+
+
+def sources(version: int, form: str, port: int) -> list[str]:
+    """The sets of those whom shop/web-allow-client lets come to a port of `web`, in order."""
+    if form != "nftables":
+        return [_set(version, next(iter(_SETS)))] if port == WEB_PORT else []
+    pods, networks = _RECORDED_SETS[version]
+    return [*([pods] if port == WEB_PORT else ()), *networks]
 
 
 @contextmanager

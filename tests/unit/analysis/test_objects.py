@@ -450,6 +450,29 @@ def test_calicos_rules_in_the_systems_chains():
     assert found.sentence == "Accepted by Calico: Policy explicitly accepted packet."
 
 
+@pytest.mark.parametrize(
+    ("comment", "action", "says"),
+    [
+        ("cali:S93hcgKJrXEqnTfs; Policy explicitly accepted packet.", '{"accept":null}',
+         "Accepted by Calico: Policy explicitly accepted packet."),
+        ("cali:S93hcgKJrXEqnTfs;", '{"accept":null}', "Accepted by Calico."),
+        ("S93hcgKJrXEqnTfs; Policy", '{"accept":null}', ""),
+    ],
+)  # fmt: skip
+def test_calicos_nftables_mode_has_hash_and_words_in_one_comment(comment, action, says):
+    nft = (
+        f'{{"nftables":[{{"table":{{"family":"ip","name":"calico","handle":1}}}},'
+        f'{{"chain":{{"family":"ip","table":"calico","name":"filter-FORWARD","handle":1,'
+        f'"type":"filter","hook":"forward","prio":0,"policy":"accept"}}}},'
+        f'{{"rule":{{"family":"ip","table":"calico","chain":"filter-FORWARD","handle":2,'
+        f'"comment":"{comment}","expr":[{action}]}}}}]}}'
+    )
+    ruleset = read(nft=nft.encode())
+    (rule,) = rules(ruleset, "ip", "calico", "filter-FORWARD")
+    found = RuleObjects(ruleset).of(rule)
+    assert (found.sentence if found else "") == says
+
+
 def test_calicos_other_rules():
     ruleset = saved("filter", *CALICO, NAMED)
     device = calico_device("shop", "client")

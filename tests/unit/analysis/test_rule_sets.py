@@ -2,7 +2,7 @@
 
 import pytest
 
-from tracer.analysis.rule_sets import set_lookups
+from tracer.analysis.rule_sets import set_lookups, set_misses
 from tracer.analysis.ruleset.evaluate import evaluate
 from tracer.analysis.ruleset.model import Conntrack, Packet
 from tracer.analysis.ruleset.read import Reader, Texts
@@ -59,3 +59,41 @@ def test_a_map_of_verdicts():
     )
     ruleset = Reader().read(Texts(nft=nft))
     assert set_lookups(ruleset, drop_of(ruleset), PACKET) == ["10.0.0.2 . udp . 53 in ends"]
+
+
+POLICY = """*filter
+:FORWARD ACCEPT [0:0]
+:POD - [0:0]
+:ALLOW - [0:0]
+:INNER - [0:0]
+:OTHER - [0:0]
+-A FORWARD -j POD
+-A POD -j ALLOW
+-A POD -m mark ! --mark 0x1/0x1 -j DROP
+-A ALLOW -p udp -m set --match-set friends src -m udp --dport {port} -j MARK --set-xmark 0x1/0x1
+-A ALLOW -p udp -m set --match-set friends src -j DROP
+-A ALLOW -p udp -m set --match-set friends src -j RETURN
+-A ALLOW -p udp -m set ! --match-set strangers src -j ACCEPT
+-A ALLOW -j INNER
+-A INNER -p udp -m set --match-set ports src,dst -j ACCEPT
+-A OTHER -p udp -m set --match-set friends src -j ACCEPT
+COMMIT
+"""
+STRANGERS = "create strangers hash:ip family inet\nadd strangers 10.0.0.3\n"
+STRANGER = Packet(
+    "ip", "10.0.0.3", "10.0.0.2", 17, 4000, 53, iif="a", oif="b", mark=0, ct=Conntrack("new")
+)
+
+
+@pytest.mark.parametrize(("port", "sources"), [(53, True), (80, False)])
+def test_the_set_that_alone_kept_a_rule_from_allowing(port, sources):
+    """Not that of a rule which does not allow, which asks for another port, or was not met."""
+    save = POLICY.format(port=port)
+    ruleset = Reader().read(Texts(iptables_legacy=save, ipset=IPSETS + STRANGERS))
+    (end,) = evaluate(ruleset, "forward", STRANGER).verdict.ends
+    assert (end.verdict, end.rule.chain) == ("drop", "POD")
+    told = [(miss.value, miss.name, miss.side) for miss in set_misses(ruleset, end, STRANGER)]
+    wanted = [("10.0.0.3", "friends", "sources")] if sources else []
+    assert told == [*wanted, ("10.0.0.3 . udp . 53", "ports", "sources")]
+    # What is not known of the packet is not said to be missing.
+    assert not list(set_misses(ruleset, end, Packet("ip", protocol=17, mark=0)))

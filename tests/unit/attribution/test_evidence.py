@@ -7,7 +7,7 @@ import pytest
 
 from tracer.analysis.rule_evidence import UNMOVED, weigh
 from tracer.analysis.ruleset.model import XT_LEGACY, Body, Chain, End, Rule, Ruleset, Verdict
-from tracer.attribution import counters
+from tracer.attribution import counters, readings
 from tracer.attribution.counters import APART_NS, Counters, Sample
 from tracer.attribution.evidence import WAIT, Evidence
 from tracer.attribution.readings import CHEAP_S, Reading
@@ -21,6 +21,8 @@ CHAIN = Chain("inet", "t", "c")
 
 class Readings:
     """What the reader is asked for."""
+
+    renew = readings.Readings.renew
 
     def __init__(self):
         self.watched, self.asked = [], []
@@ -44,11 +46,11 @@ def growth(at_ns, rule=RULE, **given):
 
 
 def test_a_rule_is_watched_until_it_was_read_after_the_drop():
-    readings = Readings()
-    evidence = Evidence(readings)
+    reader = Readings()
+    evidence = Evidence(reader)
     assert evidence.growth(1, 5 * S, RULE, reading()) == WAIT
     assert evidence.growth(1, 5 * S, RULE, reading([(4 * S, 4 * S, 12)])) == WAIT
-    assert readings.watched == [(1, KEY)] * 2
+    assert reader.watched == [(1, KEY)] * 2
     assert evidence.growth(1, 5 * S, RULE, reading()) is None, "too many are watched"
 
 

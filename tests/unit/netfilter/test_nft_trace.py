@@ -122,6 +122,16 @@ def test_a_changed_table_takes_the_place_of_the_former_at_once():
     assert kinds.count(nft_table.NEWRULE) == 2 * len(nft_table.HOOKS) * 2, "source or destination"
 
 
+def test_devices_have_a_chain_of_their_own():
+    kernel = Kernel()
+    wanted = Wanted((Match("ip"),), devices=frozenset({"eth0", "eth1"}))
+    nft_table.install(kernel, "tracer-1", wanted)
+    kinds = messages(kernel.sent)
+    assert kinds.count(nft_table.NEWTABLE) == 2
+    assert kinds.count(nft_table.NEWCHAIN) == len(nft_table.HOOKS) + 1
+    assert nested(4, text(1, "eth0"), text(1, "eth1")) in kernel.sent
+
+
 def test_what_the_kernel_refuses_is_told():
     with pytest.raises(OSError, match="Invalid argument"):
         nft_table.install(Kernel(22), "tracer-1", Wanted())

@@ -4,8 +4,8 @@ Nothing is asked of anyone: the names of chains, rules and sets say it, hashes a
 the names of Services and policies where those are known (docs/kubernetes.md has the table).
 """
 
-from tracer.analysis.objects.answer import RuleObject
+from tracer.analysis.objects.answer import DEFAULT_DENY, RuleObject
 from tracer.analysis.objects.lookup import RuleObjects
 from tracer.analysis.objects.services import ruleset_services
 
-__all__ = ["RuleObject", "RuleObjects", "ruleset_services"]
+__all__ = ["DEFAULT_DENY", "RuleObject", "RuleObjects", "ruleset_services"]

@@ -33,6 +33,10 @@ _ACTIONS = (
 )
 
 
+DEFAULT_DENY = "default deny"
+"""`RuleObject.does`: policies select the pod, and none allowed the packet."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuleObject:
     """Who put a rule there, for which object, and what that means for the packet."""
@@ -50,6 +54,11 @@ class RuleObject:
     """In few words: `has no endpoints`, `masqueraded`, `default deny`."""
     sentence: str = ""
     """One sentence for a person."""
+
+    @property
+    def label(self) -> str:
+        """`namespace/name`, or the name of what has no namespace."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     def fields(self) -> Record:
         """As names of a flat record (docs/formats.md)."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tracer.analysis.objects.answer import RuleObject, comments
+from tracer.analysis.objects.answer import DEFAULT_DENY, RuleObject, comments
 from tracer.analysis.objects.names import CALICO_LIMIT, calico_chain, calico_policies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tracer.analysis.objects.answer import Question, Surroundings
+    from tracer.analysis.ruleset.model import Rule
 
 _OWNER = "calico"
 # nftables mode keeps all in one table and puts what was the table's name before the chain's.
 _CHAIN = re.compile(r"(?:(?:raw|mangle|nat|filter)-)?(?P<chain>cali-.*)")
 _HASH = re.compile(r"cali:[A-Za-z0-9_-]{16}")
 """The comment of every rule of its own, those in the chains of the system too."""
+_BOTH = re.compile(rf"({_HASH.pattern});\s*(.*)")
+"""In nftables mode, where a rule has one comment."""
 _ENDPOINT = re.compile(r"cali-(?P<way>tw|fw|th|fh|thfw|fhfw)-(?P<device>.+)")
 _POLICY_CHAIN = re.compile(r"cali-(?P<kind>pi|po|pri|pro|gi|go)-(?P<identity>.+)")
 _POLICY_JUMP = re.compile(
@@ -51,7 +54,7 @@ _OWN = (
 def answer(question: Question) -> RuleObject | None:
     """What Calico says with this rule; None if it is not its own."""
     found = _CHAIN.fullmatch(question.rule.chain)
-    if not found and not any(map(_HASH.fullmatch, question.comments)):
+    if not found and not any(map(_HASH.fullmatch, _comments(question.rule))):
         return None
     chain = found["chain"] if found else ""
     if policy := _POLICY_CHAIN.fullmatch(chain):
@@ -65,11 +68,24 @@ def answer(question: Question) -> RuleObject | None:
     for word, does, why in _OWN:
         if word in question.rule.text or word == chain:
             return RuleObject(_OWNER, does=does, sentence=f"{done} by Calico: {why}.")
-    comment = " ".join(one for one in question.comments if not _HASH.fullmatch(one)).rstrip(".")
+    comment = " ".join(one for one in _comments(question.rule) if not _HASH.fullmatch(one)).rstrip(
+        "."
+    )
     why = f": {comment}" if comment else ""
     return RuleObject(
         _OWNER, does=question.action or "passed on", sentence=f"{done} by Calico{why}."
     )
+
+
+def _comments(rule: Rule) -> list[str]:
+    """The rule's hash and what it says besides, each for itself."""
+    parts = (_BOTH.fullmatch(one) for one in comments(rule))
+    return [
+        word
+        for both, one in zip(parts, comments(rule), strict=True)
+        for word in (both.groups() if both else (one,))
+        if word
+    ]
 
 
 def _policy(question: Question, found: re.Match[str]) -> RuleObject:
@@ -107,7 +123,7 @@ def _denied(question: Question, found: re.Match[str]) -> RuleObject:
         namespace,
         ",".join(policy for _, _, policy in policies),
         "",
-        "default deny",
+        DEFAULT_DENY,
         f"{done} by {'policies' if several else kind} {' and '.join(labels)} (Calico), {whose}:"
         f" {'none of them allows' if several else 'it does not allow'} the packet.",
     )
@@ -119,7 +135,7 @@ def _named(question: Question, chain: str, found: re.Match[str]) -> tuple[str, s
     prefix = rule.chain.partition("cali-")[0]
     named = prefix + chain if prefix and not chain.startswith(prefix) else chain
     for step in question.around.rules(rule.family, rule.table, named):
-        for comment in comments(step):
+        for comment in _comments(step):
             if told := _NAMED.fullmatch(comment):
                 return _plain(told["kind"], told["namespace"] or "", told["name"])
     identity = found["identity"]

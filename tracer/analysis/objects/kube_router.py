@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tracer.analysis.objects.answer import RuleObject, comments
+from tracer.analysis.objects.answer import DEFAULT_DENY, RuleObject, comments
 
 if TYPE_CHECKING:
     from tracer.analysis.objects.answer import Question
@@ -74,7 +74,7 @@ def _denied(question: Question, namespace: str, pod: str) -> RuleObject:
     whose = f"{direction + ' of ' if direction else ''}pod {namespace}/{pod}"
     if not policies:
         sentence = f"{done.capitalize()} by {_OWNER}, {whose}: no NetworkPolicy allows it."
-        return RuleObject(_OWNER, "Pod", namespace, pod, "", "default deny", sentence)
+        return RuleObject(_OWNER, "Pod", namespace, pod, "", DEFAULT_DENY, sentence)
     named = " and ".join(policies)
     s, verb = ("s", "none of them allows") if len(policies) > 1 else ("", "it does not allow")
     return RuleObject(
@@ -83,7 +83,7 @@ def _denied(question: Question, namespace: str, pod: str) -> RuleObject:
         namespace,
         ",".join(policy.partition("/")[2] for policy in policies),
         "",
-        "default deny",
+        DEFAULT_DENY,
         f"{done.capitalize()} by NetworkPolic{'ies' if s else 'y'} {named} ({_OWNER}), {whose}:"
         f" {verb} the packet.",
     )
