@@ -32,6 +32,12 @@ def _second_text(seconds: int) -> str:
 
 def time_texts(times_ns: NDArray[np.generic]) -> list[str]:
     """`time_text` of many, (n,) of any integer type or datetime64[ns]; digits made in columns."""
+    text, width = time_array(times_ns).tobytes().decode("ascii"), _PARTS.itemsize
+    return [text[at : at + width] for at in range(0, len(text), width)]
+
+
+def time_array(times_ns: NDArray[np.generic]) -> NDArray[np.bytes_]:
+    """The same in ASCII."""
     seconds, nanoseconds = np.divmod(times_ns.astype(np.int64), NS_PER_S)
     each, second = np.unique(seconds, return_inverse=True)
     written = np.empty(len(seconds), _PARTS)
@@ -40,8 +46,7 @@ def time_texts(times_ns: NDArray[np.generic]) -> list[str]:
     millis, written["micro"] = _last_digits(micros)
     _, written["milli"] = _last_digits(millis)
     written["zone"] = b"Z"
-    text, width = written.tobytes().decode("ascii"), _PARTS.itemsize
-    return [text[at : at + width] for at in range(0, len(text), width)]
+    return written.view(f"S{_PARTS.itemsize}")
 
 
 def _last_digits(numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bytes_]]:

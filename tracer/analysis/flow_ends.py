@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.flows import distinct_places as distinct_places  # noqa: PLC0414 - for flow_columns
 from tracer.analysis.names import owner_of, pod_at
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, network_type, transport
 from tracer.flow_table import Column, coded
@@ -52,13 +53,6 @@ def spread(names: Sequence[str | None], code: NDArray[np.generic]) -> Column:
 def numbers(values: NDArray[np.generic], held: NDArray[np.bool_]) -> Column:
     """Numbers, absent where they are not `held`."""
     return Column(values, None, None if held.all() else held)
-
-
-def distinct_places(keys: Numbers) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
-    """Each (netns, ifindex) once, and which of them each row has."""
-    both = keys["netns"].astype(np.uint64) << np.uint64(32) | keys["ifindex"]
-    distinct, code = np.unique(both, return_inverse=True)
-    return [(one >> 32, one & 0xFFFFFFFF) for one in distinct.tolist()], code.ravel()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ from tracer.kernel.maps import Map, possible_cpus
 from tracer.layout import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tracer.kernel.loader import Loaded
 
 ETH_P_IP = 0x0800
@@ -20,8 +23,8 @@ IPPROTO_ICMP = 1
 class Generations:
     """A pair of maps behind an outer one-slot map.
 
-    Programs fill the map that the outer one names; `turn` names the other, and reads and
-    empties the first.
+    Programs fill the map that the outer one names; `turn` and `pieces` name the other, and empty
+    the first.
     """
 
     def __init__(self, loaded: Loaded, name: str, key: str, value: str) -> None:
@@ -33,7 +36,6 @@ class Generations:
             Map(*loaded.maps[f"{name}_{index}"], structs[key], structs[value]) for index in (0, 1)
         ]
         self._active = 0
-        self._expected = 0
         self._point()
 
     def _point(self) -> None:
@@ -47,13 +49,16 @@ class Generations:
 
     def turn(self) -> tuple[np.ndarray, np.ndarray]:
         """(keys, values per CPU) of everything counted since the last turn."""
+        pieces = [(keys.copy(), values.copy()) for keys, values in self.pieces()]
+        keys, values = zip(*pieces, strict=True)
+        return np.concatenate(keys), np.concatenate(values)
+
+    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same, as `Map.drain` gives it; the turn is now, all of them must be taken."""
         filled = self._pair[self._active]
         self._active = 1 - self._active
         self._point()
-        keys, values = filled.read(self._expected)
-        filled.clear(keys)
-        self._expected = len(keys) + len(keys) // 4
-        return keys, values
+        return filled.drain()
 
 
 class FlowCounts:
@@ -75,10 +80,10 @@ class FlowCounts:
         )
         self._transits = Generations(loaded, "flow_transits", "flow_key", "flow_transit")
 
-    def turn(self) -> tuple[np.ndarray, np.ndarray]:
-        """(keys (n,) flow_key, counts (n,) flow_count) since the last turn.
+    def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pieces of (keys (n,) flow_key, counts (n,) flow_count) since the last call.
 
-        One row is what one CPU counted in one place: a flow may have several.
+        One row is what one CPU counted in one place: a flow may have several. All must be taken.
         """
         filled = self._generation & 1
         self._generation += 1
@@ -89,10 +94,17 @@ class FlowCounts:
         # Programs that still use the old half are waited for when the maps turn; what these push
         # out of it meanwhile goes into the maps that are read now or next.
         self._cpus.update(bytes(4), state.tobytes())
-        rows = [_rows(*self._ipv4.turn()), _rows(*self._other.turn())]
-        rows.append(self._empty_half(filled))
-        keys = [_widened(keys) if keys.dtype != rows[1][0].dtype else keys for keys, _ in rows]
-        return np.concatenate(keys), np.concatenate([counts for _, counts in rows])
+        ipv4, other = self._ipv4.pieces(), self._other.pieces()
+        return chain(
+            (_widened(*_rows(*piece)) for piece in ipv4),
+            (_rows(*piece) for piece in other),
+            [_widened(*self._empty_half(filled))],
+        )
+
+    def turn(self) -> tuple[np.ndarray, np.ndarray]:
+        """All pieces in one."""
+        keys, counts = zip(*self.pieces(), strict=True)
+        return np.concatenate(keys), np.concatenate(counts)
 
     def turn_details(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(conntrack entries (m,), keys (t,) flow_key and values (t,) flow_transit) since then."""
@@ -100,7 +112,7 @@ class FlowCounts:
 
     def _empty_half(self, half: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and clear one generation of the cache."""
-        slots, values = self._cache.read(2 * self._slots)
+        slots, values = self._cache.read()
         mine = slots // self._slots == half
         used = mine & (values["count"]["packets"] > 0).any(axis=1)
         zeros = bytes(self._cache.entry_bytes)
@@ -121,14 +133,12 @@ def _first_skips(rate: int, cpus: int) -> np.ndarray:
 
 def _rows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keys (n,) or (n, cpus) and counts (n, cpus) → one row for each that counted anything."""
-    used = (counts["packets"] > 0) | (counts["retransmits"] > 0)
-    if keys.ndim == 1:
-        keys = np.broadcast_to(keys[:, np.newaxis], counts.shape)
-    return keys[used], counts[used]
+    entry, cpu = np.nonzero((counts["packets"] > 0) | (counts["retransmits"] > 0))
+    return (keys[entry] if keys.ndim == 1 else keys[entry, cpu]), counts[entry, cpu]
 
 
-def _widened(keys4: np.ndarray) -> np.ndarray:
-    """flow4_key → flow_key, with IPv4-mapped addresses."""
+def _widened(keys4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """flow4_key → flow_key, with IPv4-mapped addresses; `counts` as they are."""
     keys = np.zeros(len(keys4), layout().structs["flow_key"])
     for name in ("netns", "ifindex", "direction"):
         keys[name] = keys4[name]
@@ -141,7 +151,7 @@ def _widened(keys4: np.ndarray) -> np.ndarray:
     for name in ("saddr", "daddr"):
         flow[name][:, 10:12] = 0xFF
         flow[name][:, 12:] = keys4[name]
-    return keys
+    return keys, counts
 
 
 class Growing:

@@ -13,7 +13,7 @@ import numpy as np
 from tracer.kernel.libbpf import check, library
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tracer.kernel.program import MapInfo
 
@@ -23,6 +23,10 @@ PERCPU = (BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY)
 BPF_ANY = 0
 ENOTSUPP = 524
 """The kernel's own number, which <errno.h> does not have."""
+NO_BATCH = (errno.EINVAL, ENOTSUPP)
+PIECE_BYTES = 1 << 20
+"""Of entries that are read at once: the processor's own memory holds them."""
+LEAST_ENTRIES = 64
 
 
 @cache
@@ -78,62 +82,76 @@ class Map:
         values: np.ndarray = used.view(slot)["v"].reshape(shape)
         return values
 
-    def read(self, expected: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-        """All entries as (keys, values). A first guess of their number saves calls."""
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """All entries as (keys, values)."""
         try:
-            return self._read_batch(max(expected, 64))
+            pieces = [
+                (keys.copy(), values.copy())
+                for keys, values in self._pieces(library().bpf_map_lookup_batch)
+            ]
         except OSError as error:
-            if error.errno not in (errno.EINVAL, ENOTSUPP):
+            if error.errno not in NO_BATCH:
                 raise
-            return self._read_one_by_one()
+            pieces = [self._read_one_by_one()]
+        keys, values = zip(*pieces, strict=True)
+        return self._keys(keys), np.concatenate(values)
 
-    def _read_batch(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        """BPF_MAP_LOOKUP_BATCH, since 5.6 (cb4d03ab499d)."""
-        lib = library()
-        chunk = min(chunk, self.info.max_entries)
-        cursor, started = ct.c_uint64(), False
-        keys: list[np.ndarray] = []
-        values: list[np.ndarray] = []
-        while True:
-            some_keys, raw = self._empty(chunk)
-            count = ct.c_uint32(chunk)
-            result = lib.bpf_map_lookup_batch(
+    def drain(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Take all entries out: pieces of (keys, values), each overwritten by the next."""
+        try:
+            for keys, values in self._pieces(library().bpf_map_lookup_and_delete_batch):
+                yield keys.view(self._key), values
+        except OSError as error:
+            if error.errno not in NO_BATCH:
+                raise
+            keys, values = self._read_one_by_one()
+            self.delete(key.tobytes() for key in keys)
+            yield keys.view(self._key), values
+
+    def _pieces(self, batch: Callable[..., int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Raw keys and values by BPF_MAP_LOOKUP_(AND_DELETE_)BATCH, since 5.6 (cb4d03ab499d).
+
+        They lie where the next ones will: little memory is used again and again.
+        """
+        room = PIECE_BYTES // (self._key.itemsize + self.entry_bytes)
+        room = min(max(room, LEAST_ENTRIES), self.info.max_entries)
+        keys, raw = self._empty(room)
+        cursor, started, code = ct.c_uint64(), False, 0
+        while code != errno.ENOENT:
+            count = ct.c_uint32(room)
+            result = batch(
                 self.fd,
                 ct.byref(cursor) if started else None,
                 ct.byref(cursor),
-                some_keys.ctypes.data_as(ct.c_void_p),
+                keys.ctypes.data_as(ct.c_void_p),
                 raw.ctypes.data_as(ct.c_void_p),
                 ct.byref(count),
                 None,
             )
             code = 0 if result >= 0 else ct.get_errno() or -result
             if code == errno.ENOSPC and count.value == 0:
-                chunk *= 2  # one bucket holds more than fits
+                room *= 2  # one bucket holds more than fits
+                keys, raw = self._empty(room)
                 continue
             if code not in (0, errno.ENOENT, errno.ENOSPC):
                 check(result)
-            keys.append(some_keys[: count.value])
-            values.append(self._values(raw, count.value))
             started = True
-            if code == errno.ENOENT:
-                return self._keys(keys), np.concatenate(values)
+            yield keys[: count.value], self._values(raw, count.value)
 
     def _read_one_by_one(self) -> tuple[np.ndarray, np.ndarray]:
+        """Raw keys and values."""
         lib = library()
-        keys: list[np.ndarray] = []
-        values: list[np.ndarray] = []
+        none, raw = self._empty(0)
+        keys, values = [none], [self._values(raw, 0)]
         key: bytes | None = None
         following = ct.create_string_buffer(self._key.itemsize)
         while lib.bpf_map_get_next_key(self.fd, key, following) >= 0:
             key = following.raw
             found = self.lookup(key)
             if found is not None:
-                keys.append(np.frombuffer(key, f"V{len(key)}"))
+                keys.append(np.frombuffer(key, none.dtype))
                 values.append(found)
-        if not keys:
-            none, raw = self._empty(0)
-            return self._keys([none]), self._values(raw, 0)
-        return self._keys(keys), np.concatenate(values)
+        return np.concatenate(keys), np.concatenate(values)
 
     def lookup(self, key: bytes) -> np.ndarray | None:
         """Values of one key, shape (1,) or (1, cpus); None when it is absent."""
@@ -149,18 +167,6 @@ class Map:
         """Remove entries; absent ones are none of our business."""
         for key in keys:
             library().bpf_map_delete_elem(self.fd, key)
-
-    def clear(self, keys: np.ndarray) -> None:
-        """Remove all of `keys`, in one call where the kernel can (5.6)."""
-        if not len(keys):
-            return
-        keys = np.ascontiguousarray(keys)
-        count = ct.c_uint32(len(keys))
-        result = library().bpf_map_delete_batch(
-            self.fd, keys.ctypes.data_as(ct.c_void_p), ct.byref(count), None
-        )
-        if result < 0:
-            self.delete(keys[index].tobytes() for index in range(len(keys)))
 
     def replace(self, wanted: dict[bytes, bytes]) -> int:
         """Make the map hold just `wanted`; returns how many entries did not fit."""

@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from tracer.flow_table import records as rows_of
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracer.flow_table import FlowTable
     from tracer.model import Record
     from tracer.sinks.output import Output
 
@@ -33,17 +30,6 @@ class JsonLines:
     def close(self) -> None:
         """Close the output."""
         self._output.close()
-
-
-class FlowLines:
-    """Flow tables as flat records."""
-
-    live = True
-    header = b""
-
-    def lines(self, table: FlowTable) -> list[bytes]:
-        """One line a record."""
-        return encoded(rows_of(table))
 
 
 def encoded(records: Sequence[Record]) -> list[bytes]:

@@ -3,10 +3,10 @@
 Two ways, by what the format allows:
 
 live: lines are seen as they come. The kernel copies a write(2) into the page cache page by page
-and looks for SIGKILL between two pages, so a write that stays within one page is there whole or
-not at all. Each write here does: a line that would cross the end of a page is preceded by blanks
-up to there, in front of the newline of the line before it, where JSON allows them. What lines are
-longer than half a page, may cross.
+and looks for SIGKILL between two pages only, so each page of it is there whole or not at all. No
+line here crosses the end of a page: one that would is preceded by blanks up to there, in front of
+the newline of the line before it, where JSON allows them. What lines are longer than half a page,
+may cross.
 
 published: the file grows under a hidden name, and gets its own when it is whole.
 
@@ -38,7 +38,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ROOM_BYTES = PAGE_BYTES // 2
 """What a batch leaves of its last page at least, or nothing: room for the next batch's first."""
 _MOST_BYTES = 1 << 16
-"""Of one write to a file that is published when it is whole."""
+"""Of one write; of a live file at most one of _WRITES parts of it, to keep to its size."""
+_WRITES = 64
 
 
 @dataclass(slots=True)
@@ -49,24 +50,24 @@ class _Chunk:
     lines: int
 
 
-def paged(lines: Sequence[bytes], at_bytes: int) -> Iterator[_Chunk]:
-    """Lines for a file of `at_bytes`, cut and padded so that no chunk leaves its page.
+def paged(lines: Sequence[bytes], at_bytes: int, most_bytes: int = PAGE_BYTES) -> Iterator[_Chunk]:
+    """Lines for a file of `at_bytes`, padded so that none crosses the end of a page.
 
-    Each line ends with a newline, before which blanks may stand.
+    Each line ends with a newline, before which blanks may stand. A chunk has whole pages, behind
+    the first, up to `most_bytes` or one page more; the last one ends where the lines do.
     """
     room = PAGE_BYTES - at_bytes % PAGE_BYTES
     chunk = _Chunk(bytearray(), 0)
     for line in lines:
-        if len(line) > room and chunk.lines:
+        if len(line) > room and room < PAGE_BYTES and chunk.lines:
             _pad(chunk, room)
+            room = PAGE_BYTES
+        if room == PAGE_BYTES and len(chunk.data) >= most_bytes:
             yield chunk
-            chunk, room = _Chunk(bytearray(), 0), PAGE_BYTES
+            chunk = _Chunk(bytearray(), 0)
         chunk.data += line
         chunk.lines += 1
-        room = room - len(line) if len(line) < room else -(len(line) - room) % PAGE_BYTES
-        if not room:
-            yield chunk
-            chunk, room = _Chunk(bytearray(), 0), PAGE_BYTES
+        room = (room - len(line)) % PAGE_BYTES or PAGE_BYTES
     if chunk.lines:
         if room < ROOM_BYTES:
             _pad(chunk, room)
@@ -199,7 +200,10 @@ class LineFile:
         return most is not None and self._size + more_bytes > most
 
     def _chunks(self, lines: Sequence[bytes]) -> Iterator[_Chunk]:
-        return paged(lines, self._size) if self._live else _joined(lines)
+        if not self._live:
+            return _joined(lines)
+        most = self._policy.max_bytes or _MOST_BYTES * _WRITES
+        return paged(lines, self._size, min(_MOST_BYTES, most // _WRITES))
 
     def _open(self) -> None:
         fd = open_for_append(self._grows)

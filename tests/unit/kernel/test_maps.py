@@ -35,10 +35,11 @@ class FakeHash:
         ct.set_errno(errno.ENOENT)
         return 0 if at + len(some) < len(self.entries) else -errno.ENOENT
 
-    def bpf_map_delete_batch(self, _fd, keys, count, _options):
+    def bpf_map_lookup_and_delete_batch(self, fd, _start, end, keys, values, count, options):
+        result = self.bpf_map_lookup_batch(fd, None, end, keys, values, count, options)
         for index in range(count._obj.value):
             del self.entries[ct.string_at(keys.value + index * KEY.itemsize, KEY.itemsize)]
-        return 0
+        return result
 
 
 class OldHash(FakeHash):
@@ -48,7 +49,7 @@ class OldHash(FakeHash):
         ct.set_errno(errno.EINVAL)
         return -errno.EINVAL
 
-    bpf_map_delete_batch = bpf_map_lookup_batch
+    bpf_map_lookup_and_delete_batch = bpf_map_lookup_batch
 
     def bpf_map_get_next_key(self, _fd, key, following):
         known = list(self.entries)
@@ -69,7 +70,7 @@ class OldHash(FakeHash):
 
 @pytest.mark.parametrize("kind", [FakeHash, OldHash])
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_what_is_read_can_be_cleared(monkeypatch, kind, count):
+def test_what_is_read_is_there_until_it_is_taken_out(monkeypatch, kind, count):
     fake = kind(count)
     monkeypatch.setattr(maps, "library", lambda: fake)
     one = Map(MapInfo("fake", 1, KEY.itemsize, 8, 4096), -1, KEY, "<u8")
@@ -77,5 +78,7 @@ def test_what_is_read_can_be_cleared(monkeypatch, kind, count):
     assert keys["port"].tolist() == [8080 + number for number in range(count)]
     assert values.tolist() == keys["number"].tolist()
     assert {key.tobytes() for key in keys} == fake.entries.keys()
-    one.clear(keys)
+    taken = [(keys.copy(), values.copy()) for keys, values in one.drain()]
+    assert np.concatenate([keys["number"] for keys, _ in taken]).tolist() == list(range(count))
+    assert np.concatenate([values for _, values in taken]).tolist() == list(range(count))
     assert not fake.entries
