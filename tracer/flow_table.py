@@ -89,6 +89,21 @@ COLUMNS = (
     Field("conntrack.mark", "u4", "absent: 0"),
     Field("flow.id", "u8", "of the connection: of both directions, both ends, both sides of NAT"),
     Field(
+        "flow.reverse.packets", "u8", "`--bidirectional`: how many the other way; 0: none was seen"
+    ),
+    Field("flow.reverse.bytes", "u8", "of the same"),
+    Field("flow.reverse.dscp", "u1", "the other way, as all that begins so"),
+    Field("flow.reverse.tcp.flags", TEXT, "all that were seen"),
+    Field("flow.reverse.tcp.retransmits", "u8", "where who answers is a pod of this node"),
+    Field("flow.reverse.tcp.resets", "u8", "absent: 0"),
+    Field("flow.reverse.tcp.zero_windows", "u8", "absent: 0"),
+    Field("flow.reverse.tcp.rtt_ns", "u8", "where who answers is a pod of this node"),
+    Field("flow.reverse.transit.count", "u8", "where both ends are pods of this node"),
+    Field("flow.reverse.transit.sum_ns", "u8", "likewise"),
+    Field("flow.reverse.transit.max_ns", "u8", "likewise"),
+    Field("flow.reverse.transit.histogram", TEXT, "likewise"),
+    Field("flow.both_here", BOOL, "true: the server's pod is on this node too, and not told again"),
+    Field(
         "k8s.client.namespace", TEXT, "of the pod that opened the connection, if conntrack tells"
     ),
     Field("k8s.client.pod.name", TEXT, "the pod that opened it"),

@@ -241,6 +241,47 @@ def test_both_sides_of_nat(cluster, flows):
     assert by_side["client-0", "egress"]["packets"] == by_side["web-0", "ingress"]["packets"]
 
 
+@pytest.mark.parametrize("selected", ["", "web-0"])
+def test_both_directions_in_one_record(cluster, flows, selected):
+    """301 datagrams to a Service, 77 answered: told once, at the client's end if that counts."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    options = ("--bidirectional", *(("--pod", selected) if selected else ()))
+    with (
+        service(web, port, "udp"),
+        udp_listener(web.where, port) as server,
+        client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        flows(*options) as live,
+    ):
+        sender.bind((client.ip4, new_port()))
+        for number in range(301):
+            sender.sendto(b"question", (VIP, VIP_PORT))
+            _, asker = server.recvfrom(100)
+            if number < 77:
+                server.sendto(b"answer", asker)
+                assert sender.recvfrom(100) == (b"answer", (VIP, VIP_PORT))
+        source = sender.getsockname()[1]
+        done = live.stop()
+    ends = {"dst.port": port} if selected else {"src.port": source, "dst.port": VIP_PORT}
+    at_end = {"verdict": "forwarded", "transport": "udp"}
+    found = [r for r in done.records if runner.matches(r, {**at_end, **ends})]
+    sums = {
+        name: sum(r[name] for r in found)
+        for name in ("packets", "bytes", "flow.reverse.packets", "flow.reverse.bytes")
+    }
+    assert list(sums.values()) == [301, 301 * 36, 77, 77 * 34]
+    where, direction = (web, "ingress") if selected else (client, "egress")
+    for record in found:
+        assert (record["netns"], record["direction"]) == (where.where.inode, direction)
+        assert ("flow.both_here" in record) == (not selected)
+    tracked = [r for r in found if "conntrack.zone" in r]
+    for record in tracked:
+        assert_has(record, both_sides(client, web, port, source))
+    assert sum(r["packets"] + r["flow.reverse.packets"] for r in tracked) >= 377
+    ours = {port, source, *(r["nat.src.port"] for r in tracked)}
+    told = [r for r in done.records if ours & {r.get("src.port"), r.get("dst.port")}]
+    assert told == found, "no end tells it again"
+
+
 def test_datagrams_that_nobody_answers(cluster, flows):
     """The sender's record knows the backend too, though its packets had not been there yet."""
     port, client, web = new_port(), cluster.client, cluster.web

@@ -90,7 +90,7 @@ def added(held: Details, new: Details) -> Details:
 def wanted_by(details: Details, keys: np.ndarray) -> Details:
     """Those that flows `keys` (n,) flow_key will need, wherever these are moved."""
     entry, _ = _find_entries(keys, details.entries)
-    waiting = _last_of(_codes(keys), _codes(details.transit_keys)) >= 0
+    waiting = last_of(_codes(keys), _codes(details.transit_keys)) >= 0
     entries = details.entries[np.unique(entry[entry >= 0])]
     kept = details.transit_keys[waiting]
     raw = np.ascontiguousarray(kept).view(f"V{kept.itemsize}")
@@ -106,29 +106,30 @@ def link(keys: np.ndarray, syn_ns: np.ndarray, details: Details) -> Linked:
     return Linked(flow_id, entry, reply, handshakes_ns(keys, syn_ns), transit, transits)
 
 
-def _ends(flow: np.ndarray) -> tuple[Hashes, Hashes]:
+def hashed_ends(flow: np.ndarray) -> tuple[Hashes, Hashes]:
     """Hashes of who sent and who was to receive: (n,) each, of (n,) tuple of bpf/event.h.
 
     ICMP's type and code, which are no part of either, do not count.
     """
     has_ports = ~np.isin(flow["protocol"], _ICMP)
-    source = _end(flow["saddr"], np.where(has_ports, flow["sport"], 0))
-    return source, _end(flow["daddr"], np.where(has_ports, flow["dport"], 0))
+    source = hashed_end(flow["saddr"], np.where(has_ports, flow["sport"], 0))
+    return source, hashed_end(flow["daddr"], np.where(has_ports, flow["dport"], 0))
 
 
-def _end(address: np.ndarray, port: np.ndarray) -> Hashes:
+def hashed_end(address: np.ndarray, port: np.ndarray) -> Hashes:
+    """Hashes of (n, 16) addresses with (n,) ports; without any these are 0."""
     words = np.ascontiguousarray(address).view(np.uint64)
-    return _mixed(_mixed(words[:, 0] ^ port.astype(np.uint64)) + words[:, 1])
+    return mixed(mixed(words[:, 0] ^ port.astype(np.uint64)) + words[:, 1])
 
 
-def _mixed(value: Hashes) -> Hashes:
+def mixed(value: Hashes) -> Hashes:
     """Spread every bit over all (as splitmix64 does)."""
     value = (value ^ value >> _HALF) * _PRIMES[1]
     value = (value ^ value >> _HALF) * _PRIMES[2]
     return np.asarray(value ^ value >> _HALF)
 
 
-def _way(source: Hashes, destination: Hashes, protocol: np.ndarray) -> Hashes:
+def hashed_way(source: Hashes, destination: Hashes, protocol: np.ndarray) -> Hashes:
     """One hash of a flow in this direction."""
     return np.asarray(source * _PRIMES[0] + destination + protocol)
 
@@ -138,10 +139,10 @@ def _codes(keys: np.ndarray) -> Hashes:
     flow = keys["tuple"]
     kind = flow["ethertype"].astype(np.uint64) << _HALF | flow["protocol"]
     direction = keys["direction"].astype(np.uint64)
-    return np.asarray(_way(*_ends(flow), kind) ^ direction * _PRIMES[2])
+    return np.asarray(hashed_way(*hashed_ends(flow), kind) ^ direction * _PRIMES[2])
 
 
-def _last_of(known: Hashes, wanted: Hashes) -> Rows:
+def last_of(known: Hashes, wanted: Hashes) -> Rows:
     """(n,) index of the last of `known` that equals each of `wanted`; -1 where none does."""
     if not len(known):
         return np.full(len(wanted), -1)
@@ -159,17 +160,17 @@ def _find_entries(keys: np.ndarray, entries: np.ndarray) -> tuple[Rows, NDArray[
     found, reply = np.full(len(keys), -1), np.zeros(len(keys), bool)
     if not len(entries):
         return found, reply
-    ends = _ends(keys["tuple"])
+    ends = hashed_ends(keys["tuple"])
     protocol = entries["orig"]["protocol"]
-    sides = [_ends(entries[name]) for name in ("orig", "reply")]
-    sent = [_way(*side, protocol) for side in sides]
-    got = [_way(*side[::-1], protocol) for side in sides[::-1]]
+    sides = [hashed_ends(entries[name]) for name in ("orig", "reply")]
+    sent = [hashed_way(*side, protocol) for side in sides]
+    got = [hashed_way(*side[::-1], protocol) for side in sides[::-1]]
     for forms, rows in (
         (sent, np.flatnonzero(keys["direction"] == _EGRESS)),
         (got, np.flatnonzero(keys["direction"] > _EGRESS)),
     ):
-        wanted = _way(ends[0][rows], ends[1][rows], keys["tuple"]["protocol"][rows])
-        at = _last_of(np.concatenate(forms), wanted)
+        wanted = hashed_way(ends[0][rows], ends[1][rows], keys["tuple"]["protocol"][rows])
+        at = last_of(np.concatenate(forms), wanted)
         found[rows] = np.where(at >= 0, at % len(entries), -1)
         reply[rows] = at >= len(entries)
     return found, reply
@@ -177,10 +178,10 @@ def _find_entries(keys: np.ndarray, entries: np.ndarray) -> tuple[Rows, NDArray[
 
 def _flow_ids(entries: np.ndarray) -> Hashes:
     """(m + 1,): from the connection as its opener wrote it, and its zone; the last is 0."""
-    source, destination = _ends(entries["orig"])
+    source, destination = hashed_ends(entries["orig"])
     kind = entries["orig"]["protocol"] + entries["zone"].astype(np.uint64) * np.uint64(256)
-    mixed = _mixed(_way(source, destination, kind))
-    return np.append(mixed >> np.uint64(64 - _EXACT_BITS) | np.uint64(1), np.uint64(0))
+    whole = mixed(hashed_way(source, destination, kind))
+    return np.append(whole >> np.uint64(64 - _EXACT_BITS) | np.uint64(1), np.uint64(0))
 
 
 def _sum_transits(keys: np.ndarray, details: Details) -> tuple[Rows, np.ndarray]:
@@ -189,10 +190,10 @@ def _sum_transits(keys: np.ndarray, details: Details) -> tuple[Rows, np.ndarray]
     if not len(details.transits):
         return index, details.transits
     codes = [
-        _mixed(_codes(some)) ^ (some["netns"].astype(np.uint64) << _HALF | some["ifindex"])
+        mixed(_codes(some)) ^ (some["netns"].astype(np.uint64) << _HALF | some["ifindex"])
         for some in (keys, details.transit_keys)
     ]
-    row = _last_of(*codes)
+    row = last_of(*codes)
     rows, number = np.unique(row[row >= 0], return_inverse=True)
     index[rows] = np.arange(len(rows))
     return index, _summed(details.transits[row >= 0], number, len(rows))
@@ -207,6 +208,13 @@ def _summed(transits: np.ndarray, number: Rows, count: int) -> np.ndarray:
     return sums
 
 
+def pair_codes(keys: np.ndarray) -> Hashes:
+    """(n,) of (n,) flow_key: the same for both directions at one place, before or after NAT."""
+    source, destination = hashed_ends(keys["tuple"])
+    place = keys["netns"].astype(np.uint64) << _HALF | keys["ifindex"]
+    return np.asarray(source + destination ^ place * _PRIMES[0])
+
+
 def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> Rows:
     """(n,) nanoseconds from SYN to SYN-ACK, of the flow either way; 0: one of them is not there.
 
@@ -216,9 +224,8 @@ def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> Rows:
     rows = np.flatnonzero(syn_ns)
     if not len(rows):
         return found
-    source, destination = _ends(keys["tuple"][rows])
-    place = keys["netns"][rows].astype(np.uint64) << _HALF | keys["ifindex"][rows]
-    pair = source + destination ^ place * _PRIMES[0]
+    source, destination = hashed_ends(keys["tuple"][rows])
+    pair = pair_codes(keys[rows])
     order = np.argsort(pair, kind="stable")
     one, other = order[:-1], order[1:]
     both = (pair[one] == pair[other]) & (source[one] == destination[other])

@@ -39,12 +39,13 @@ GROUPS = {
     if FIELDS.keys() >= set(fields)
 }
 """What `--aggregate` has names for; `service` from when flows tell Services on."""
-_SUMS = (
+_COUNTS = (
     "packets", "bytes", "tcp.retransmits", "tcp.resets", "tcp.zero_windows", "transit.count",
-    "transit.sum_ns", "count",
+    "transit.sum_ns",
 )  # fmt: skip
+_SUMS = (*_COUNTS, *(f"flow.reverse.{name}" for name in _COUNTS), "count")
 _EARLIEST, _LATEST = ("time",), ("end_time", "sample.rate")
-_FLAGS = "tcp.flags"
+_FLAGS = "tcp.flags", "flow.reverse.tcp.flags"
 
 
 def grouping(text: str) -> tuple[str, ...]:
@@ -72,8 +73,9 @@ def aggregate(whole: FlowTable, by: Sequence[str]) -> FlowTable:
         for name in some:
             if name in whole.columns:
                 columns[name] = _combined(whole.columns[name], order, starts, combine)
-    if _FLAGS in whole.columns:
-        columns[_FLAGS] = _flags(whole.columns[_FLAGS], group, len(first))
+    for name in _FLAGS:
+        if name in whole.columns:
+            columns[name] = _flags(whole.columns[name], group, len(first))
     return table(len(first), columns)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tracer.analysis.connections import pair_codes
 from tracer.analysis.flows import sum_flows
 from tracer.layout import layout
 from tracer.wall_time import NS_PER_S
@@ -24,9 +25,12 @@ class Timeouts:
 class FlowCache:
     """Counts of flows that wait to be told, summed."""
 
-    def __init__(self, timeouts: Timeouts, most: int) -> None:
-        """`most` flows wait; where there are more all are told."""
-        self._timeouts, self._most = timeouts, most
+    def __init__(self, timeouts: Timeouts, most: int, *, both_ways: bool = False) -> None:
+        """`most` flows wait; where there are more all are told.
+
+        With `both_ways` a flow is told with what goes the other way, when one of them is due.
+        """
+        self._timeouts, self._most, self._both_ways = timeouts, most, both_ways
         self._keys: np.ndarray | None = None
         self._counts: np.ndarray | None = None
 
@@ -59,5 +63,8 @@ class FlowCache:
         ):
             if timeout_s is not None:
                 told |= since.astype(np.int64) <= now_ns - int(timeout_s * NS_PER_S)
+        if self._both_ways:
+            pairs = pair_codes(keys)
+            told = np.isin(pairs, pairs[told])
         self._keys, self._counts = keys[~told], counts[~told]
         return keys[told], counts[told]

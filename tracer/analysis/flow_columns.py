@@ -44,12 +44,17 @@ def flow_tables(
     details = details or no_details()
     keys, totals = sum_flows(keys, counts)
     linked = link(keys, totals["syn_ns"], details)
-    order = np.argsort(totals["first_ns"], kind="stable")
     pods = Pods(context.node)
-    for at in range(0, len(order), TABLE_ROWS):
-        rows = order[at : at + TABLE_ROWS]
-        columns = _flow_columns(keys[rows], totals[rows], linked.at(rows), context, pods, details)
+    for rows in by_time(totals):
+        columns = flow_columns(keys[rows], totals[rows], linked.at(rows), context, pods, details)
         yield as_table(len(rows), columns)
+
+
+def by_time(totals: Numbers) -> Iterator[NDArray[np.int64]]:
+    """Rows of (n,) flow_count, earliest first, as many at once as one table takes."""
+    order = np.argsort(totals["first_ns"], kind="stable")
+    for at in range(0, len(order), TABLE_ROWS):
+        yield order[at : at + TABLE_ROWS]
 
 
 def flow_table(
@@ -59,7 +64,7 @@ def flow_table(
     return concat(list(flow_tables(keys, counts, context, details)))
 
 
-def _flow_columns(
+def flow_columns(
     keys: Numbers,
     totals: Numbers,
     linked: Linked,
@@ -67,11 +72,11 @@ def _flow_columns(
     pods: Pods,
     details: Details,
 ) -> dict[str, Column]:
+    """Of (n,) flow_key, each once, with their sums and what belongs to them."""
     ends = Ends(keys["tuple"])
     charged = pods.at_places(keys)
     unplaced = charged < 0
     charged[unplaced] = pods.by_address(ends)[ends.source[unplaced]]
-    flags = named(totals["tcp_flags"], tcp_flags, (keys["tuple"]["protocol"] == _TCP) & ends.ip)
     asker = pods.namespaces(charged, keys["netns"])
     return {
         **_common(keys, context, pods, charged, keys["direction"], ends),
@@ -83,8 +88,13 @@ def _flow_columns(
         "packets": Column(totals["packets"]),
         "bytes": Column(totals["bytes"]),
         "sample.rate": numbers(totals["sample_rate"], totals["sample_rate"] > 1),
-        "tcp.flags": flags,
+        "tcp.flags": flags_column(totals, ends),
     }
+
+
+def flags_column(totals: Numbers, ends: Ends) -> Column:
+    """All that were seen, of TCP."""
+    return named(totals["tcp_flags"], tcp_flags, (ends.flow["protocol"] == _TCP) & ends.ip)
 
 
 def drop_table(

@@ -15,14 +15,16 @@ KEY_BYTES = 39
 KNOWN_FLOWS = 65536
 _ICMP, _ICMPV6 = 1, 58
 _WITH_PORTS = frozenset((_ICMP, 6, 17, 33, _ICMPV6, 132, 136))
+REQUEST_OF = {
+    _ICMP: {0: 8, 9: 10, 14: 13, 16: 15, 18: 17},
+    _ICMPV6: {129: 128, 131: 130, 134: 133, 136: 135, 140: 139, 145: 144},
+}
+"""ICMP's protocol → type of an answer → type of what is answered (Community ID 1.0)."""
 _ANSWERS = {
-    _ICMP: {0: 8, 8: 0, 9: 10, 10: 9, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17},
-    _ICMPV6: {
-        128: 129, 129: 128, 130: 131, 131: 130, 133: 134, 134: 133, 135: 136, 136: 135,
-        139: 140, 140: 139, 144: 145, 145: 144,
-    },
-}  # fmt: skip
-"""ICMP type → type of its answer, of the types that have one (Community ID 1.0)."""
+    protocol: {**types, **{request: answer for answer, request in types.items()}}
+    for protocol, types in REQUEST_OF.items()
+}
+"""ICMP type → type of its counterpart, of the types that have one."""
 
 
 @dataclass(frozen=True, slots=True)

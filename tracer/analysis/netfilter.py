@@ -127,8 +127,7 @@ def _hook(above: Sequence[str]) -> tuple[str, str]:
     table = ""
     for index, function in enumerate(above):
         table = table or _NFT_FAMILIES.get(function, "")
-        # Of no known text: a BPF trampoline around a function that is traced by fexit.
-        if function in _BETWEEN or function.startswith("0x"):
+        if function in _BETWEEN:
             continue
         family, hook = _HOOKS.get(function, ("", ""))
         # One function serves two hooks: what the bridge itself sends came by br_dev_xmit.

@@ -83,6 +83,10 @@ def add_counting(parser: argparse.ArgumentParser) -> None:
         help="tell a flow this long after its last packet (default: every interval)",
     )
     group.add_argument(
+        "--bidirectional", action="store_true",
+        help="one record a connection: what the client sends, and what it is answered",
+    )  # fmt: skip
+    group.add_argument(
         "--dns", action="store_true",
         help="tell by which DNS names pods came to addresses, from the answers they get",
     )  # fmt: skip

@@ -27,9 +27,11 @@ import numpy as np
 
 from tracer.analysis.connections import Details, added, no_details, wanted_by
 from tracer.analysis.flow_aggregate import aggregate, grouping
+from tracer.analysis.flow_both_ways import connection_tables
 from tracer.analysis.flow_cache import FlowCache, Timeouts
 from tracer.analysis.flow_columns import drop_table, flow_tables, other_table
 from tracer.analysis.flow_filter import Lists, parse_lists
+from tracer.analysis.flow_pairs import here
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
 from tracer.commands import flow_options, options
 from tracer.commands.flow_budget import Budget, add_budget
@@ -46,9 +48,10 @@ from tracer.sinks.flow_files import open_flows
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
+    from tracer.analysis.drops import Context
     from tracer.commands.flow_dns import DnsAnswers
     from tracer.flow_table import FlowTable
     from tracer.metrics.exporter import Health
@@ -104,6 +107,7 @@ class Wanted:
     aggregate: tuple[str, ...]
     timeouts: Timeouts
     most_held: int
+    bidirectional: bool = False
 
     def chosen(self, table: FlowTable, node: Node) -> FlowTable:
         """The records that are written."""
@@ -118,6 +122,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         grouping(args.aggregate) if args.aggregate else (),
         Timeouts(args.active_timeout, args.inactive_timeout),
         HELD_INTERVALS * (args.max_flows or _max_flows()),
+        args.bidirectional,
     )
 
 
@@ -137,7 +142,7 @@ class Flows:
         self._dns, self.tick_s = dns, dns.tick_s if dns else float("inf")
         self._metrics, self._budget, self.live = metrics, budget, 0
         self._session, self._sink, self._wanted = session, sink, wanted
-        self._waiting = FlowCache(wanted.timeouts, wanted.most_held)
+        self._waiting = FlowCache(wanted.timeouts, wanted.most_held, both_ways=wanted.bidirectional)
         self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
@@ -158,7 +163,8 @@ class Flows:
         if self._budget:
             self._flows.sample_rate = self._budget.next()
         flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
-        details = added(self._details, Details(*self._flows.turn_details()))
+        new = Details(*self._flows.turn_details())
+        details = added(self._details, new)
         flows = self._hold_unnamed(*flows, last=last)
         self.read_dns(last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -168,13 +174,19 @@ class Flows:
         self._begin_ns = now_ns
         self.packets += int(flows[1]["packets"].sum()) + int(other[1].sum())
         other = at_pods(other[0], context.node)[0], *other[1:]
-        tables = chain(
-            flow_tables(*flows, context, self._placed(details)),
-            [drop_table(*drops, context, interval_ns)],
-            [other_table(*other, context, interval_ns[1], sample_rate)],
+        rest = (
+            drop_table(*drops, context, interval_ns),
+            other_table(*other, context, interval_ns[1], sample_rate),
         )
-        self._write_tables(tables, context.node, start_s)
-        self._details = wanted_by(details, self._waiting_keys())
+        details = self._placed(details)
+        counted = self._write_tables(
+            chain(self._flow_tables(flows, context, details), rest), context.node
+        )
+        if self._metrics:
+            if self._wanted.bidirectional:  # They tell of each pod what it sent and got.
+                counted = [*flow_tables(*flows, context, details), *rest]
+            self._metrics.add(concat(counted), time.monotonic() - start_s, self.live)
+        self._keep(details, new)
         own = self._dns.losses() if self._dns else {}
         for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
@@ -189,12 +201,28 @@ class Flows:
         keys, _ = at_pods(details.transit_keys, self._session.inventory.node)
         return replace(details, transit_keys=keys)
 
-    def _waiting_keys(self) -> np.ndarray:
-        """Of all flows that are counted and not told."""
-        return np.concatenate((self._held[0], self._waiting.keys))
+    def _flow_tables(
+        self, flows: tuple[np.ndarray, np.ndarray], context: Context, details: Details
+    ) -> Iterator[FlowTable]:
+        """Flows of one direction, or connections."""
+        if not self._wanted.bidirectional:
+            return flow_tables(*flows, context, details)
+        own = here(context.node, self._session.selection, self._held[0])
+        return connection_tables(*flows, context, details, own)
 
-    def _write_tables(self, tables: Iterable[FlowTable], node: Node, start_s: float) -> None:
-        """Write what is wanted of one interval, table by table: all at once would be large."""
+    def _keep(self, details: Details, new: Details) -> None:
+        """Remember what those flows will need that are counted and not told."""
+        keys = np.concatenate((self._held[0], self._waiting.keys))
+        self._details = wanted_by(details, keys)
+        if self._wanted.bidirectional:
+            # One end may count a packet now, and the other one in the next interval.
+            self._details = added(self._details, replace(no_details(), entries=new.entries))
+
+    def _write_tables(self, tables: Iterable[FlowTable], node: Node) -> list[FlowTable]:
+        """Write what is wanted of one interval, table by table: all at once would be large.
+
+        Returns the tables where metrics are made of them.
+        """
         counted, summed = [], []
         live = 0
         for table in tables:
@@ -204,13 +232,12 @@ class Flows:
                 summed.append(chosen)
             else:
                 self._tell(chosen)
-            if self._metrics:
+            if self._metrics and not self._wanted.bidirectional:
                 counted.append(table)
         self.live = live
         if summed:
             self._tell(aggregate(concat(summed), self._wanted.aggregate))
-        if self._metrics:
-            self._metrics.add(concat(counted), time.monotonic() - start_s)
+        return counted
 
     def _tell(self, table: FlowTable) -> None:
         self.flows += table.rows

@@ -1,7 +1,8 @@
 """The records of many files as SQL views, and nothing but questions to them.
 
 `flows` holds the records of packets (types `flow` and `drop`) in the asked period, with every
-column of `columns.COLUMNS`; `losses` what tracer told it had lost (`file`, `source`, `count`).
+column of `columns.COLUMNS`; `ways` the same with a row for each direction and end, whatever way
+they were told; `losses` what tracer told it had lost (`file`, `source`, `count`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tracer.errors import TracerError
 from tracer.flow_table import SCHEMA_VERSION
 from tracer.report.columns import COLUMNS
 from tracer.report.inputs import Skipped, compression
+from tracer.report.ways import ways_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -224,6 +226,9 @@ class Store:
             "CREATE VIEW flows AS SELECT * EXCLUDE (source, count) FROM records"
             f" WHERE {' AND '.join(conditions)}"
         )
+        told = self._db.sql('FROM flows WHERE "flow.reverse.packets" >= 0 LIMIT 1').fetchall()
+        ways = ways_sql() if told else "SELECT *, 0 AS way FROM flows"
+        self._db.execute(f"CREATE VIEW ways AS {ways}")
         self._db.execute(
             "CREATE VIEW losses AS SELECT file, source, count FROM records WHERE type = 'lost'"
         )

@@ -1,4 +1,6 @@
-"""The questions that `tracer report` asks of the view `flows`; each is SQL that anyone may copy.
+"""The questions that `tracer report` asks of the views `flows` and `ways` (store.py).
+
+Each is SQL that anyone may copy.
 
 A packet between two pods whose nodes both ran tracer is in two records, one at each end: sums by
 pod want both, sums by pair of ends take the larger.
@@ -48,11 +50,11 @@ OVERVIEW = Summary(
     "What the records are, by node. Packets of pod to pod count at both ends.",
     "no records",
     f"""
-SELECT coalesce("k8s.node.name", '?') AS node, count(*) AS records, min(time) AS first,
-    max(coalesce(end_time, time)) AS last, sum(packets) {FORWARDED} AS packets,
-    sum(bytes) {FORWARDED} AS bytes, sum(packets) {DROPPED} AS dropped_packets,
-    max("sample.rate") AS sample_rate
-FROM flows GROUP BY 1 ORDER BY bytes DESC NULLS LAST, node LIMIT {{top}}
+SELECT coalesce("k8s.node.name", '?') AS node, count(*) FILTER (way = 0) AS records,
+    min(time) AS first, max(coalesce(end_time, time)) AS last,
+    sum(packets) {FORWARDED} AS packets, sum(bytes) {FORWARDED} AS bytes,
+    sum(packets) {DROPPED} AS dropped_packets, max("sample.rate") AS sample_rate
+FROM ways GROUP BY 1 ORDER BY bytes DESC NULLS LAST, node LIMIT {{top}}
 """,
 )
 
@@ -65,7 +67,7 @@ TOP_TALKERS = Summary(
 WITH sums AS (
     SELECT {POD} AS pod, coalesce(direction, 'egress') AS direction, {IS_DROP} AS is_drop,
         sum(packets) AS packets, sum(bytes) AS bytes
-    FROM flows GROUP BY ALL)
+    FROM ways GROUP BY ALL)
 SELECT pod,
     coalesce(sum(bytes) FILTER (direction = 'egress' AND NOT is_drop), 0) AS sent_bytes,
     coalesce(sum(bytes) FILTER (direction = 'ingress' AND NOT is_drop), 0) AS received_bytes,
@@ -117,7 +119,7 @@ SELECT coalesce(nullif(concat_ws('/', "k8s.src.namespace", "k8s.src.pod.name"), 
     quantile_cont("tcp.rtt_ns", 0.5)::UBIGINT AS rtt_p50_ns, max("tcp.rtt_ns") AS rtt_max_ns,
     (sum("transit.sum_ns") / sum("transit.count"))::UBIGINT AS transit_mean_ns,
     max("transit.max_ns") AS transit_max_ns
-FROM flows WHERE "tcp.rtt_ns" IS NOT NULL OR "transit.count" IS NOT NULL
+FROM ways WHERE "tcp.rtt_ns" IS NOT NULL OR "transit.count" IS NOT NULL
 GROUP BY ALL
 ORDER BY greatest(coalesce(rtt_p50_ns, 0), coalesce(transit_mean_ns, 0)) DESC,
     source, destination LIMIT {top}
@@ -153,7 +155,7 @@ WITH ends AS (
         nullif(concat_ws('/', "k8s.dst.namespace", "k8s.dst.pod.name"), '') AS dst_pod,
         "dst.address" AS dst, coalesce(direction, 'egress') AS direction, {IS_DROP} AS is_drop,
         sum(packets) AS packets, sum(bytes) AS bytes
-    FROM flows GROUP BY ALL),
+    FROM ways GROUP BY ALL),
 known AS (SELECT src AS address, src_pod AS pod FROM ends WHERE src_pod IS NOT NULL
     UNION ALL SELECT dst, dst_pod FROM ends WHERE dst_pod IS NOT NULL),
 names AS (SELECT address, any_value(pod) AS pod FROM known
@@ -198,7 +200,7 @@ def timeline(width_s: int) -> str:
 SELECT (epoch_ns(time) // {width_s * 10**9} * {width_s})::BIGINT AS start_s,
     coalesce(sum(bytes) {FORWARDED}, 0) AS bytes,
     coalesce(sum(packets) {DROPPED}, 0) AS dropped_packets
-FROM flows WHERE time IS NOT NULL GROUP BY 1 ORDER BY 1
+FROM ways WHERE time IS NOT NULL GROUP BY 1 ORDER BY 1
 """
 
 

@@ -1,7 +1,8 @@
 """Flow tables as lines of AWS VPC flow logs, version 2, for what reads those.
 
 `account-id` is `-`, `interface-id` the pod (`shop/web-0`), or where there is none the namespace.
-Records of what was lost become `SKIPDATA` lines, an interval each.
+Records of what was lost become `SKIPDATA` lines, an interval each; one of both directions becomes
+a line of each that was seen.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ _HEADER = (
     "version account-id interface-id srcaddr dstaddr srcport dstport protocol packets bytes start"
     " end action log-status"
 )
+_OTHER_END = {
+    f"{end}.{name}": f"{other}.{name}"
+    for end, other in (("src", "dst"), ("dst", "src"))
+    for name in ("address", "port")
+}
 _ACTIONS = {"forwarded": "ACCEPT", "dropped": "REJECT"}
 
 
@@ -33,13 +39,23 @@ class FlowLines:
     header = f"{_HEADER}\n".encode()
 
     def lines(self, table: FlowTable) -> list[bytes]:
-        """One line a record."""
+        """One line a record and direction."""
         rows = records(table)
         times = zip(*(_seconds(table, name) for name in ("time", "end_time")), strict=True)
         return [
-            f"{' '.join(_words(row, *span))}\n".encode()
+            f"{' '.join(_words(way, *span))}\n".encode()
             for row, span in zip(rows, times, strict=True)
+            for way in _ways(row)
         ]
+
+
+def _ways(row: Record) -> list[Record]:
+    """The record, and as another one what it says of the other direction."""
+    if not row.get("flow.reverse.packets"):
+        return [row]
+    turned = {_OTHER_END.get(name, name): value for name, value in row.items()}
+    back = turned | {name: row[f"flow.reverse.{name}"] for name in ("packets", "bytes")}
+    return [row, back] if row["packets"] else [back]
 
 
 def _seconds(table: FlowTable, name: str) -> Sequence[str]:

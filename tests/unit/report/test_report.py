@@ -222,6 +222,50 @@ def test_packets_seen_at_both_ends_are_one_conversation(tmp_path):
     assert talkers["data/pg-0"]["received_packets"] == 4
 
 
+SERVER = {
+    "k8s__pod__namespace": "data",
+    "k8s__pod__name": "pg-0",
+    "k8s__dst__namespace": "data",
+    "k8s__dst__pod__name": "pg-0",
+}
+
+
+def test_both_directions_in_one_record_sum_up_as_one_by_one(tmp_path):
+    """Once to a pod of the same node, once to the world."""
+    back = {"packets": 3, "bytes": 30, "tcp.rtt_ns": 7}
+    whole = record(flow__both_here=True, k8s__dst__namespace="data", k8s__dst__pod__name="pg-0")
+    away = record(dst__address="192.0.2.1")
+    (tmp_path / "both").mkdir()
+    reverse = {f"flow.reverse.{name}": value for name, value in back.items()}
+    (tmp_path / "both" / "a.jsonl").write_bytes(lines(whole | reverse, away | reverse))
+    turned = {"src__address": "10.0.1.1", "dst__address": "10.0.0.1", "packets": 3, "bytes": 30}
+    turned |= {"k8s__dst__namespace": "shop", "k8s__dst__pod__name": "web-0"}
+    named = {"k8s__src__namespace": "data", "k8s__src__pod__name": "pg-0"}
+    unnamed = dict.fromkeys(("k8s__src__namespace", "k8s__src__pod__name"))
+    one_by_one = [
+        record(k8s__dst__namespace="data", k8s__dst__pod__name="pg-0"),
+        record(direction="ingress", **SERVER),
+        record(**turned, **named, k8s__pod__namespace="data", k8s__pod__name="pg-0"),
+        record(**turned, **named, direction="ingress", tcp__rtt_ns=7),
+        away,
+        record(**{**turned, "src__address": "192.0.2.1"}, **unnamed, direction="ingress",
+               tcp__rtt_ns=7),
+    ]  # fmt: skip
+    (tmp_path / "each").mkdir()
+    (tmp_path / "each" / "a.jsonl").write_bytes(lines(*one_by_one))
+    parquet(tmp_path / "parquet" / "a.parquet", whole | reverse, away | reverse)
+    names = ("top_talkers", "conversations", "slowest_paths")
+    with store(tmp_path / "each") as opened:
+        expected = {name: answers(opened, name) for name in names}
+        (node,) = answers(opened, "nodes")
+    for form in ("both", "parquet"):
+        with store(tmp_path / form) as opened:
+            assert {name: answers(opened, name) for name in names} == expected
+            (told,) = answers(opened, "nodes")
+            assert opened.ask("SELECT count(*) FROM flows").rows == ((2,),)
+        assert told == node | {"records": 2}
+
+
 def test_an_address_that_two_pods_had_stays_an_address(tmp_path):
     again = RECEIVED | {"k8s__dst__pod__name": "pg-1", "k8s__pod__name": "pg-1"}
     (tmp_path / "a.jsonl").write_bytes(lines(record(), record(1, **RECEIVED), record(2, **again)))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from flow_tables import table_of
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,6 +205,24 @@ def test_vpc_lines(tmp_path):
     )
     assert lost.split()[-1] == "SKIPDATA"
     assert len(lost.split()) == len(head.split())
+
+
+def test_vpc_lines_of_both_directions(tmp_path):
+    rows = [
+        {
+            "type": "flow", "time": 0, "end_time": 0, "verdict": "forwarded", "transport": "udp",
+            "network.iana_number": 17, "src.address": "10.1.0.2", "dst.address": "10.1.0.3",
+            "src.port": 4000, "dst.port": 53, "packets": there, "bytes": 10 * there,
+            "flow.reverse.packets": back, "flow.reverse.bytes": 20 * back,
+        }
+        for there, back in ((7, 5), (7, 0), (0, 5))
+    ]  # fmt: skip
+    lines = written(tmp_path, "vpc", table_of(*rows)).read_text().splitlines()[1:-1]
+    asked, answered = (
+        "2 - - 10.1.0.2 10.1.0.3 4000 53 17 7 70 0 0 ACCEPT OK",
+        "2 - - 10.1.0.3 10.1.0.2 53 4000 17 5 100 0 0 ACCEPT OK",
+    )
+    assert lines == [asked, answered, asked, answered]
 
 
 def test_hubble_by_a_strict_reader_of_its_schema(tmp_path):
