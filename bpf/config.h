@@ -5,6 +5,7 @@
  *
  *   NODE_NETNS          inode of the node's own network namespace (required)
  *   TYPED_<hook>        1: the hook is a typed tracepoint, fields are plain loads
+ *   WAY_<kind>          a hook is attached in this way; asked for where others take other arguments
  *   WITH_DROP_EVENTS    send drops through the ring buffer and count them by place
  *   WITH_FLOWS          count flows at pod devices, and drops by flow
  *   WITH_DNS            send what name servers answer pods through a ring buffer (needs WITH_FLOWS)
@@ -39,6 +40,9 @@
 #endif
 #ifndef MAX_FOLLOWED
 #define MAX_FOLLOWED 65536 /* packets under way at once */
+#endif
+#ifndef MAX_RUNNING_HOOKS
+#define MAX_RUNNING_HOOKS 16384 /* followed packets in netfilter hooks at once */
 #endif
 #ifndef DROP_KEYS
 #define DROP_KEYS 8192 /* pods x reasons x locations; one value per CPU each */

@@ -90,6 +90,17 @@ struct frame {
 } __attribute__((aligned(8)));
 BPF_PERCPU_ARRAY(frames, struct frame, 1);
 #endif
+#ifdef WAY_kretprobe
+/*
+ * What nf_hook_slow was called with, for its return, of followed packets: by the end of its caller's
+ * stack. No two that run at once have the same, whatever interrupts them.
+ */
+struct running_hook {
+	struct sk_buff *skb;
+	struct nf_hook_state *state;
+};
+BPF_TABLE("lru_hash", __u64, struct running_hook, running_hooks, MAX_RUNNING_HOOKS);
+#endif
 #ifdef FIRST_PACKETS
 BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);
 BPF_PERCPU_ARRAY(first_tuples, struct tuple, 1); /* the stack has no room for it */

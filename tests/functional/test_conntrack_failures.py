@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,6 +65,31 @@ def test_early_drop(routed, router):
     assert {(r["conntrack.destroy.reason"], r["inferred"]) for r in ended} == {("early-drop", True)}
     assert told["early-drop"] == len(ended) > 0
     assert count_of(done.records, "new") + told.get("table-full", 0) == sent
+
+
+def test_chain_too_long(routed, router):
+    """With the smallest hash there is: an entry for which a slot is too full is not made."""
+    port, sent, left = new_port(), 12_001, routed.left.where
+    with (
+        nft(routed.right.where, "inet", "prerouting", f"udp sport {port} drop"),
+        following(router) as live,
+    ):
+        with (
+            node_sysctls(buckets=512, max=1 << 18),
+            left.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            sender.bind(("", port))
+            for number in range(sent):
+                sender.sendto(b"x", (routed.right.ip4, 1024 + number))
+                if not number % 200:
+                    time.sleep(0.001)  # where the kernel's own thread receives them, it may
+        done = live.stop()
+    told = failures(done.records)
+    assert told.keys() == {"chain-too-long"}, told
+    assert count_of(done.records, "new") + told["chain-too-long"] == sent
+    texts = [r["explanation"] for r in done.records if r["type"] == "failure"]
+    assert all("share one slot of the hash" in text for text in texts)
+    assert done.code == 0
 
 
 CAUSES = (

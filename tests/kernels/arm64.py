@@ -26,7 +26,7 @@ from tracer.errors import ExitCode, TracerError
 from tracer.kernel import cache, facts, tree
 from tracer.kernel.btf import Btf
 from tracer.kernel.headers import KernelTypes
-from tracer.kernel.hooks import HOOKS
+from tracer.kernel.hooks import HOOKS, NETFILTER
 from tracer.kernel.source import splice
 from tracer.kernel.subprograms import SUBPROGRAMS, call, split
 from tracer.kernel.worker import Object, _flags
@@ -113,7 +113,8 @@ def _compile_all(types: KernelTypes) -> int:
     failed = 0
     for command, variants in COMMANDS.items():
         for options in variants:
-            for kind in kinds_of(command)[:2]:
+            # Netfilter's links are the first way of their hook: compiled with the first kind.
+            for kind in (kind for kind in kinds_of(command) if kind != NETFILTER):
                 words = " ".join((f"{command} ({kind})", *options))
                 try:
                     print(f"{words}: {_sizes(types, command, kind, options)}")

@@ -65,16 +65,6 @@ def routed(_alone):
 
 
 @pytest.fixture(scope="session")
-def netfilter_programs() -> bool:
-    """Whether this kernel has them."""
-    return any(line.split()[2] == "bpf_nf_link_attach" for line in _symbols())
-
-
-def _symbols() -> list[str]:
-    return Path("/proc/kallsyms").read_text().splitlines()
-
-
-@pytest.fixture(scope="session")
 def bridge_netfilter(_alone) -> None:
     """Bridged packets pass the rules, as on a node that kubelet has prepared."""
     if not Path("/proc/sys/net/bridge").exists():

@@ -5,7 +5,7 @@ Made with few calls: a program starts slowly on an emulated processor, so `ip -b
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ TUNNELS = {
     "vxlan": "type vxlan id 7 dstport 4789 local {local} remote {remote} dev eth0",
 }
 """Kind → what `ip link add NAME` wants; both ends have the packets routed between them."""
+
+INET_HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+EMPTY_TABLE = "tracer-tests-empty"
 
 TRIES = 100
 
@@ -136,6 +139,30 @@ def _inside(number: int, pod: Host) -> list[str]:
     ]
 
 
+def hook_all(where: Namespace) -> None:
+    """A chain that does nothing in every hook: some ways of attaching see no other hooks."""
+    lines = [f"add table inet {EMPTY_TABLE}"]
+    for hook in INET_HOOKS:
+        chain = f"{{ type filter hook {hook} priority 300; }}"
+        lines.append(f"add chain inet {EMPTY_TABLE} {hook} {chain}")
+    where.run("nft", "-f", "-", stdin="\n".join(lines) + "\n")
+
+
+def unhook(where: Namespace) -> None:
+    """Take these chains away."""
+    where.run("nft", "delete", "table", "inet", EMPTY_TABLE)
+
+
+@contextmanager
+def hooked(*places: Namespace) -> Iterator[None]:
+    """All their netfilter hooks have something registered."""
+    with ExitStack() as undo:
+        for where in places:
+            hook_all(where)
+            undo.callback(unhook, where)
+        yield
+
+
 @contextmanager
 def service(made: Bridged, pod: Host, port: int, target: int) -> Iterator[None]:
     """`VIP:port` (UDP) leads to the pod; what a pod sends to itself comes from the gateway."""
@@ -152,7 +179,9 @@ def service(made: Bridged, pod: Host, port: int, target: int) -> Iterator[None]:
     try:
         yield
     finally:
-        made.node.run("nft", "flush", "ruleset")
+        made.node.run(
+            "nft", "-f", "-", stdin=f"delete table ip {TABLE}\ndelete table ip6 {TABLE}\n"
+        )
 
 
 @contextmanager

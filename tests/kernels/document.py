@@ -191,6 +191,8 @@ def _tests(runs: Sequence[Run]) -> str:
     def cell(run: Run, name: str) -> str:
         outcomes = [test.outcome for test in run.tests if row_of(test) == name]
         passed = outcomes.count("passed")
+        if not outcomes:
+            return "–"
         return f"{passed} of {len(outcomes)}" if passed < len(outcomes) else str(passed)
 
     names = _in_order(row_of(test) for run in runs for test in run.tests)

@@ -18,7 +18,9 @@ SENT = ("net_dev_queue", "net_dev_start_xmit")
 def pod(routed):
     """All that is on the routed topology while the module runs; the pod has ipvlan."""
     with datapaths.tunnels(routed), datapaths.ipvlan(routed) as made:
-        yield made
+        places = (routed.left.where, routed.router, routed.right.where, made.where)
+        with datapaths.hooked(*places):
+            yield made
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +77,18 @@ def tunnelled(routed, device):
 
 
 @pytest.mark.parametrize("kind", ["ipip", "geneve", "vxlan"])
-def test_tunnel(trace, packets, routed, kind):
+def test_tunnel(packets, routed, kind):
     """One packet, in the tunnel and in what carries it."""
     found = deliver(packets, routed.left, routed.right, datapaths.inner(kind, 2))
-    way = trace.way([line for part in tunnelled(routed, f"{kind}-t") for line in part])
+    way = [line for part in tunnelled(routed, f"{kind}-t") for line in part]
     for record in found:
         assert hops.told(record) == way, record
-        assert record["verdict"] == trace.delivered
+        assert record["verdict"] == "delivered"
         assert record["src.address"] == datapaths.inner(kind, 1)
         assert routed.right.ip4 in record["tunnel.packet"]
 
 
-def test_gre(trace, packets, routed):
+def test_gre(packets, routed):
     """It may be told in parts; before and behind the tunnel all of it is."""
     port = new_port()
     with udp_listener(routed.right.where, port) as listener:
@@ -100,7 +102,7 @@ def test_gre(trace, packets, routed):
         parts.setdefault(record["ip.id"], []).extend(hops.told(record))
     assert len(parts) == COUNT
     for told in parts.values():
-        assert [line for line in told if " gre-t " in line] == trace.way([*before, *behind])
+        assert [line for line in told if " gre-t " in line] == [*before, *behind]
 
 
 def test_ipvs(trace, packets, routed):

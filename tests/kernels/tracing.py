@@ -23,22 +23,13 @@ class Tracing:
 
     live: Live
     kind: str
-    netfilter: bool
-    """Whether this kernel lets it see the inside of netfilter's hooks."""
+    links: bool
+    """Whether netfilter links tell the hooks: they do of empty ones, too."""
 
-    def way(self, way: list[str]) -> list[str]:
-        """What can be told of `way` here."""
-        return [line for line in way if self.netfilter or " nf " not in line]
-
-    @property
-    def delivered(self) -> str:
-        """The verdict on what a UDP socket has read: without INPUT only its end is known."""
-        return "delivered" if self.netfilter else "consumed"
-
-    def check(self, records: list[Record], way: list[str], verdict: str = "") -> None:
+    def check(self, records: list[Record], way: list[str], verdict: str = "delivered") -> None:
         """Each went this way; to its end unless another verdict is given."""
         for record in records:
-            hops.check(record, self.way(way), verdict or self.delivered)
+            hops.check(record, way, verdict)
 
 
 @contextmanager
@@ -61,7 +52,7 @@ def running(words: str, kind: str) -> Iterator[Tracing]:
     with ExitStack() as stack:
         live = stack.enter_context(_started(words, kind))
         attached(live, "trace", kind)
-        made = Tracing(live, kind, "nf-hook (nf_link)" in live.err)
+        made = Tracing(live, kind, "nf-hook (nf_link" in live.err)
         yield made
         done = live.stop()
     # A missing hook makes it a partial answer.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracer.kernel.hooks import HOOKS
+from tracer.kernel.hook_probe import refusal
+from tracer.kernel.hooks import HOOKS, hooks_of
 
 if TYPE_CHECKING:
     from lab.runner import Live
@@ -30,7 +31,25 @@ def kinds_of(command: str) -> list[str]:
     return list(dict.fromkeys(ways))
 
 
+def open_kinds_of(command: str) -> list[str]:
+    """Of `kinds_of`, those that are open here and that no run by the kinds before would take."""
+    taken: list[str] = []
+    for hook in HOOKS:
+        if command in hook.commands:
+            ways = [way.kind for way in hook.ways if not refusal(way)]
+            tracepoint = hook.ways[0].kind == kinds_of(command)[0]
+            taken += ways if tracepoint else ways[1:]
+    return list(dict.fromkeys(taken))
+
+
+def closed_hooks() -> set[str]:
+    """Those that are missed: this kernel has nothing for them, as tracer sees it."""
+    needed = (hook for hook in HOOKS if not hook.spare)
+    return {hook.name for hook in needed if all(refusal(way) for way in hook.ways)}
+
+
 def attached(live: Live, command: str, kind: str) -> None:
     """Wait until `live` has said that every hook of `command` that can is attached by `kind`."""
-    wanted = len(forced(command, kind))
+    ways = (way for hook in hooks_of(command) for way in hook.ways if way.kind == kind)
+    wanted = sum(not refusal(way) for way in ways)
     live.wait_for_line(lambda line: line.count(f"({kind}") == wanted, WAIT_S)

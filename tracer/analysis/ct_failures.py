@@ -79,10 +79,12 @@ def failure_records(
     `fill`: entries in the namespace, and the most there may be.
     """
     counts = [(FAILURES[name], grown[name]) for name in FAILURES if grown.get(name)]
-    if failed := grown.get("insert_failed", 0):
+    # Whose chain was too long is in it too.
+    failed = max(grown.get("insert_failed", 0) - grown.get("chaintoolong", 0), 0)
+    if failed:
         counts.append((INSERT_FAILED, failed))
-    # `drop` counts both, and whose chain was too long.
-    full = grown.get("drop", 0) - failed - grown.get("chaintoolong", 0)
+    # `drop` counts those that failed as well.
+    full = grown.get("drop", 0) - failed
     if full > 0:
         counts.append((TABLE_FULL, full))
     entries, limit = fill

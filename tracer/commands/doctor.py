@@ -75,7 +75,8 @@ def _hook_finding(probe: HookProbe, state_without: State) -> Finding:
         return Finding(name, State.OK, f"{detail}, not tried: needs root")
     if probe.refused:
         lost = f"{detail}: {probe.way.costs} ({refused})"
-        return Finding(name, State.DEGRADED, lost, "tracer hooks")
+        state = State.OK if probe.way.full else State.DEGRADED
+        return Finding(name, state, lost, "" if probe.way.full else "tracer hooks")
     return Finding(name, State.OK, detail)
 
 

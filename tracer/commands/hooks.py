@@ -1,7 +1,8 @@
 """Every hook: what it tells, how it attaches on this kernel, and what that loses.
 
-exit code: 0 every hook attaches in its best way; 1 some lose something or cannot attach;
-2 none can attach. Without root, the ways are those that the kernel's BTF promises, untried.
+exit code: 0 every hook attaches in its best way or a full substitute; 1 some lose something or
+cannot attach; 2 none can attach. Without root, the ways are those that the kernel's BTF
+promises, untried.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def exit_code(probes: Sequence[HookProbe]) -> ExitCode:
     """0 all preferred, 1 something lost, 2 nothing left."""
     if not any(probe.way for probe in probes):
         return ExitCode.UNUSABLE
-    complete = all(probe.way and not probe.refused for probe in probes)
+    complete = all(
+        probe.way.full or not probe.refused if probe.way else probe.hook.spare for probe in probes
+    )
     return ExitCode.DONE if complete else ExitCode.PARTIAL
 
 

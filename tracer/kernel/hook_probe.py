@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tracer.errors import TracerError
 from tracer.kernel import headers, libbpf
-from tracer.kernel.hooks import HOOKS, NETFILTER, TYPED, Hook, Way
+from tracer.kernel.attach import attach, load_plain
+from tracer.kernel.hooks import FEXIT, HOOKS, KRETPROBE, NETFILTER, RAW, Hook, Way
 from tracer.kernel.probe import load_empty
 
 
@@ -47,16 +48,18 @@ def refusal(way: Way) -> str:
     try:
         if way.kind == NETFILTER:
             return _netfilter_refusal()
-        if way.kind == TYPED:
-            program = libbpf.load_typed("probe", libbpf.EMPTY_PROGRAM, way.target)
-        else:
+        if way.kind == RAW:
             program = load_empty()
+        elif way.kind == KRETPROBE:
+            program = load_empty(libbpf.BPF_PROG_TYPE_KPROBE)
+        else:
+            program = load_plain("probe", libbpf.EMPTY_PROGRAM, way.kind, way.target)
     except OSError as error:
-        return _words(error)
+        return _words(error, way)
     try:
-        os.close(libbpf.attach_tracepoint(program, way.kind, way.target))
+        os.close(attach(program, way.kind, way.target, at_exit=way.kind == KRETPROBE))
     except OSError as error:
-        return _words(error)
+        return _words(error, way)
     finally:
         os.close(program)
     return ""
@@ -68,14 +71,15 @@ def _netfilter_refusal() -> str:
     except OSError as error:
         if error.errno == errno.EINVAL:
             return "this kernel has no netfilter programs (6.4 and later have)"
-        return _words(error)
+        return str(error.strerror)
     return ""
 
 
-def _words(error: OSError) -> str:
-    """ENOENT is the kernel's (and libbpf's) way to say that it has no such tracepoint."""
+def _words(error: OSError, way: Way) -> str:
+    """ENOENT is the kernel's (and libbpf's) way to say that it has nothing of this name."""
     if error.errno in (errno.ENOENT, errno.ESRCH):
-        return "this kernel has no such tracepoint"
+        kind = "function" if way.kind in (FEXIT, KRETPROBE) else "tracepoint"
+        return f"this kernel has no such {kind}"
     return str(error.strerror)
 
 
@@ -95,9 +99,18 @@ def _targets() -> frozenset[str]:
         types = headers.ensure()
     except TracerError:
         return frozenset()
-    netfilter = {way.target for hook in HOOKS for way in hook.ways if way.kind == NETFILTER}
+    ways = [way for hook in HOOKS for way in hook.ways]
+    netfilter = {way.target for way in ways if way.kind == NETFILTER}
     has_netfilter = types.origin == "btf" and types.has("HAS_STRUCT_bpf_nf_ctx")
-    return frozenset(types.tracepoints) | (netfilter if has_netfilter else frozenset())
+    functions = {way.target for way in ways if way.kind == FEXIT and _in_btf(way.target)}
+    return frozenset(types.tracepoints) | functions | (netfilter if has_netfilter else set())
+
+
+def _in_btf(function: str) -> bool:
+    try:
+        return libbpf.target_id(function, libbpf.BPF_TRACE_FENTRY) > 0
+    except OSError:
+        return False
 
 
 def _promise(hook: Hook, known: frozenset[str]) -> HookProbe:

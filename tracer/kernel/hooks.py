@@ -11,6 +11,10 @@ from dataclasses import dataclass
 TYPED = "tp_btf"
 RAW = "raw_tp"
 NETFILTER = "nf_link"
+FEXIT = "fexit"
+KRETPROBE = "kretprobe"
+PLAIN_LOADS = (TYPED, NETFILTER, FEXIT)
+"""Ways whose programs load the kernel's fields; those of the others call a helper for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +22,15 @@ class Way:
     """One way to attach a hook; the first of a hook's ways is the preferred one."""
 
     kind: str
-    """`tp_btf` (typed tracepoint, 5.5+: f1b9509c2fb0), `raw_tp` (4.17+: c4f6699dfcb8) or
-    `nf_link` (netfilter program, 6.4+: fd9c663b9ad6)."""
+    """`tp_btf` (typed tracepoint, 5.5+: f1b9509c2fb0), `raw_tp` (4.17+: c4f6699dfcb8),
+    `nf_link` (netfilter program, 6.4+: fd9c663b9ad6), `fexit` (of a kernel function with its
+    fentry, 5.5+: fec56f5890d9, arm64 6.0+) or `kretprobe` (with its kprobe)."""
     target: str
-    """Tracepoint name; for netfilter, which hooks."""
+    """Tracepoint or kernel function; for netfilter, which hooks."""
     costs: str = ""
     """What this way loses or costs compared with the preferred one."""
+    full: bool = False
+    """Not the preferred one, but what it tells is no partial answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,10 @@ class Hook:
         if self.name == "nf-hook":
             return ("nf_enter", "nf_leave")
         return (self.program,)
+
+    def runs_at_exit(self, function: str) -> bool:
+        """Whether it is the second of two, for the end of what the first begins."""
+        return function in self.functions[1:]
 
 
 def _tracepoint(target: str) -> tuple[Way, ...]:
@@ -108,7 +119,22 @@ HOOKS = (
     Hook(
         "nf-hook",
         "packets that enter and leave each netfilter hook: verdict, NAT, marks, conntrack",
-        (Way(NETFILTER, "ip, ip6"),),
+        (
+            Way(NETFILTER, "ip, ip6"),
+            Way(
+                FEXIT,
+                "nf_hook_slow",
+                "same records, of hooks in which something is registered: others are not told, "
+                "nor that a packet queued to user space leaves",
+                full=True,
+            ),
+            Way(
+                KRETPROBE,
+                "nf_hook_slow",
+                "as fexit; two traps a packet, each field costs a helper call; before 5.16 stacks "
+                "end at nf_hook_slow: only the hop before a drop there tells which hook it was",
+            ),
+        ),
         ("trace",),
         optional=True,
     ),

@@ -16,10 +16,11 @@ from tracer.errors import TracerError
 from tracer.kernel.hooks import RAW
 from tracer.kernel.subprograms import BPF_PSEUDO_KFUNC_CALL, call, split
 
+BPF_PROG_TYPE_KPROBE = 2
 BPF_PROG_TYPE_RAW_TRACEPOINT = 17
 BPF_PROG_TYPE_TRACING = 26
 BPF_PROG_TYPE_NETFILTER = 32
-BPF_TRACE_RAW_TP = 23
+BPF_TRACE_RAW_TP, BPF_TRACE_FENTRY, BPF_TRACE_FEXIT = 23, 24, 25
 BPF_NETFILTER = 45
 BTF_KIND_STRUCT, BTF_KIND_FUNC = 4, 12
 RDONLY_CAST_CALL = 0x7F00
@@ -123,19 +124,24 @@ def typed_tracepoints_reason() -> str:
     return ""
 
 
-def load_typed(name: str, instructions: bytes, tracepoint: str) -> int:
-    """Load a BPF_PROG_TYPE_TRACING program for a typed tracepoint; returns its fd.
+def target_id(target: str, attach_type: int) -> int:
+    """BTF id of what a tracing program attaches to: a tracepoint or function. Raises OSError."""
+    if reason := typed_tracepoints_reason():
+        raise OSError(errno.EOPNOTSUPP, reason)
+    return check(library().libbpf_find_vmlinux_btf_id(target.encode(), attach_type))
+
+
+def load_typed(
+    name: str, instructions: bytes, target: str, attach_type: int = BPF_TRACE_RAW_TP
+) -> int:
+    """Load a BPF_PROG_TYPE_TRACING program for a typed tracepoint or a function; returns its fd.
 
     Raises OSError; the verifier's last lines are in its `strerror`.
     """
-    if reason := typed_tracepoints_reason():
-        raise OSError(errno.EOPNOTSUPP, reason)
-    lib = library()
-    btf_id = check(lib.libbpf_find_vmlinux_btf_id(tracepoint.encode(), BPF_TRACE_RAW_TP))
     opts = ProgLoadOpts(
         sz=ct.sizeof(ProgLoadOpts),
-        expected_attach_type=BPF_TRACE_RAW_TP,
-        attach_btf_id=btf_id,
+        expected_attach_type=attach_type,
+        attach_btf_id=target_id(target, attach_type),
     )
     return _load(BPF_PROG_TYPE_TRACING, name, instructions, opts)
 
@@ -164,7 +170,7 @@ def _load(kind: int, name: str, instructions: bytes, opts: ProgLoadOpts) -> int:
 
 
 def attach_tracepoint(program_fd: int, kind: str, tracepoint: str) -> int:
-    """Attach a `tp_btf` or `raw_tp` program; returns the link's fd. Raises OSError."""
-    # A typed program named its tracepoint when it was loaded.
+    """Attach a `raw_tp`, `tp_btf` or `fexit` program; returns the link's fd. Raises OSError."""
+    # All but a raw one named what they are for when they were loaded.
     name = tracepoint.encode() if kind == RAW else None
     return check(library().bpf_raw_tracepoint_open(name, program_fd))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import TracerError
-from tracer.kernel import libbpf
+from tracer.kernel.attach import attach
+from tracer.kernel.hooks import HOOKS
 from tracer.kernel.program import Attached, MapInfo, Program
 
 if TYPE_CHECKING:
@@ -45,14 +46,16 @@ class Loaded:
 
     @property
     def degraded(self) -> bool:
-        """Whether a hook is missing or attached in another way than the best."""
-        return bool(self.missing) or any(way.refused for way in self.attached)
+        """Whether a hook is missing or attached in a way that is no full substitute."""
+        return bool(self.missing) or any(way.refused and not way.full for way in self.attached)
 
     def attach(self, hook: str) -> None:
         """Attach a deferred hook now, until `withdraw`. Raises OSError."""
         way = next(way for way in self.attached if way.hook == hook)
-        fd = self.programs[hook.replace("-", "_")]
-        self.later.append(libbpf.attach_tracepoint(fd, way.way, way.target))
+        row = next(row for row in HOOKS if row.name == hook)
+        for function in row.functions:
+            fd, at_exit = self.programs[function], row.runs_at_exit(function)
+            self.later.append(attach(fd, way.way, way.target, at_exit=at_exit))
 
     def withdraw(self) -> None:
         """Detach the deferred hooks again."""

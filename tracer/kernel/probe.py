@@ -92,15 +92,15 @@ def bpf() -> Finding:
     return Finding("bpf", State.OK, "loads programs, makes ring buffers")
 
 
-def load_empty() -> int:
-    """Load a raw tracepoint program that does nothing; returns its fd, raises OSError."""
+def load_empty(kind: int = libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT) -> int:
+    """Load a program of BPF_PROG_TYPE_ `kind` that does nothing; its fd, raises OSError."""
     if reason := libbpf.typed_tracepoints_reason():
         raise TracerError(f"cannot be tried: {reason}", "upgrade libbpf")
     options = libbpf.ProgLoadOpts(sz=ct.sizeof(libbpf.ProgLoadOpts))
     code = libbpf.EMPTY_PROGRAM
     return libbpf.check(
         libbpf.library().bpf_prog_load(
-            libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT,
+            kind,
             b"probe",
             b"GPL",
             code,

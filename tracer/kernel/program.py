@@ -25,7 +25,7 @@ class Program:
     deferred: tuple[str, ...] = ()
     """Those of `hooks` that are loaded, and attached only when asked for."""
     attach: Mapping[str, str] = field(default_factory=dict)
-    """Hook → the only way (`tp_btf`, `raw_tp`) that may be tried; for tests."""
+    """Hook → the only way (`hooks.Way.kind`) that may be tried; for tests."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -42,6 +42,8 @@ class Attached:
     costs: str = ""
     refused: tuple[str, ...] = ()
     """Ways tried before, and why each was refused."""
+    full: bool = False
+    """As `hooks.Way.full`."""
 
 
 @dataclass(frozen=True, slots=True)

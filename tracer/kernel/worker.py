@@ -20,9 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from tracer.errors import TracerError
 from tracer.kernel import libbpf
+from tracer.kernel.attach import attach, load_plain
 from tracer.kernel.headers import KernelTypes, ensure
 from tracer.kernel.hook_probe import refusal
-from tracer.kernel.hooks import HOOKS, NETFILTER, RAW, TYPED, Hook, Way
+from tracer.kernel.hooks import (
+    HOOKS,
+    KRETPROBE,
+    NETFILTER,
+    PLAIN_LOADS,
+    RAW,
+    TYPED,
+    Hook,
+    Way,
+)
 from tracer.kernel.program import Attached, MapInfo, Program
 from tracer.kernel.source import splice
 from tracer.kernel.subprograms import SUBPROGRAMS, link
@@ -57,7 +67,8 @@ def _flags(program: Program, ways: dict[str, Way], types: KernelTypes) -> list[s
         if hook.name in ways:
             kind = ways[hook.name].kind
             defines[f"TYPED_{hook.program}"] = str(int(kind == TYPED))
-            suffix = "raw" if kind == RAW else "typed"
+            defines[f"WAY_{kind}"] = "1"
+            suffix = "typed" if kind in PLAIN_LOADS else "raw"
             for name in (f"follow_{suffix}", f"tell_{suffix}", "tell_death"):
                 defines[f"CALL_{name}"] = str(SUBPROGRAMS[name])
     arguments = types.tracepoints.get("kfree_skb", ())
@@ -144,11 +155,11 @@ class Object:
         """The instructions of one function, and behind them the subprograms that it calls."""
         return link(self.instructions(function), self.instructions)
 
-    def load_raw(self, function: str) -> int:
-        """Load as a raw tracepoint program through bcc; returns its fd. Raises OSError."""
+    def load_raw(self, function: str, kind: int = libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT) -> int:
+        """Load through bcc as a program whose fields are not checked; its fd. Raises OSError."""
         code = self.linked(function)
         with _captured_stderr() as log:
-            kind, name = libbpf.BPF_PROG_TYPE_RAW_TRACEPOINT, function.encode()
+            name = function.encode()
             fd = self._lib.bcc_prog_load(kind, name, code, len(code), b"GPL", 0, 0, None, 0)
         if fd < 0:
             number = ct.get_errno()
@@ -178,25 +189,29 @@ def _attach(built: Object, hook: Hook, way: Way, *, deferred: bool) -> dict[str,
     held: dict[str, int] = {}
     try:
         for function in hook.functions:
-            held[f"program:{function}"] = fd = _load_function(built, function, way)
+            at_exit = hook.runs_at_exit(function)
+            fd = _load_function(built, function, way, at_exit=at_exit)
+            held[f"program:{function}"] = fd
             # Netfilter programs are attached namespace by namespace, by the session.
             if way.kind != NETFILTER and not deferred:
-                held[f"link:{function}"] = libbpf.attach_tracepoint(fd, way.kind, way.target)
+                held[f"link:{function}"] = attach(fd, way.kind, way.target, at_exit=at_exit)
     except OSError:
         _close(held)
         raise
     return held
 
 
-def _load_function(built: Object, function: str, way: Way) -> int:
+def _load_function(built: Object, function: str, way: Way, *, at_exit: bool) -> int:
     if way.kind == RAW:
         return built.load_raw(function)
+    if way.kind == KRETPROBE:
+        return built.load_raw(function, libbpf.BPF_PROG_TYPE_KPROBE)
     code, cast = built.linked(function), libbpf.rdonly_cast()
     if cast:
         code = cast.resolve(code)
     if way.kind == NETFILTER:
         return libbpf.load_netfilter(function, code)
-    return libbpf.load_typed(function, code, way.target)
+    return load_plain(function, code, way.kind, way.target, at_exit=at_exit)
 
 
 def _close(held: Mapping[str, int]) -> None:
@@ -273,7 +288,7 @@ def _answer(
         "maps": [asdict(info) for info, _ in maps],
         "held": list(held),
         "attached": [
-            asdict(Attached(hook.name, way.kind, way.target, way.costs, tuple(refused)))
+            asdict(Attached(hook.name, way.kind, way.target, way.costs, tuple(refused), way.full))
             for hook, (way, refused) in chosen.items()
         ],
         "missing": missing,

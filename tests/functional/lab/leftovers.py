@@ -26,7 +26,7 @@ BPF_LINK_TYPE_NETFILTER = 10
 
 
 def listing() -> dict[str, set[str]]:
-    """BPF objects, nft rules, namespaces, pinned and temporary files, and processes of ours."""
+    """BPF objects, kprobes, nft rules, namespaces, files pinned or temporary, our processes."""
     bpf = {kind: {each["id"]: each for each in _bpf(kind)} for kind in ("link", "prog", "map")}
     held, processes = _processes()
     # A link holds its program and a program its maps, even where no descriptor does.
@@ -39,12 +39,21 @@ def listing() -> dict[str, set[str]]:
     }
     return {
         **ours,
+        "kprobes": _kprobes(),
         "nft": set(run("nft", "list", "ruleset").splitlines()),
         "netns": set(run("ip", "netns", "list").splitlines()),
         "pinned": {str(path) for path in Path("/sys/fs/bpf").rglob("*")},
         "temporary": {str(path) for path in Path(tempfile.gettempdir()).glob("*tracer*")},
         "processes": processes,
     }
+
+
+def _kprobes() -> set[str]:
+    """Those in tracefs: unlike perf events, these outlive who made them."""
+    try:
+        return set(Path("/sys/kernel/tracing/kprobe_events").read_text().splitlines())
+    except FileNotFoundError:
+        return set()
 
 
 def _bpf(kind: str) -> list[dict[str, Any]]:

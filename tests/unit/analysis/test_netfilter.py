@@ -59,6 +59,12 @@ def test_packets_received_in_lists_have_one_more_frame():
     assert netfilter_place("nf_hook_slow+0x7d", stack)["netfilter.hook"] == "PREROUTING"
 
 
+def test_the_trampoline_of_a_function_traced_by_fexit_has_no_name():
+    around = ["0xffffffffc0a7c047", "nf_hook_slow+0x5", "ip_forward+0x1"]
+    place = netfilter_place("nf_hook_slow+0xa1", ["nf_hook_slow+0xa1", *around])
+    assert (place["netfilter.family"], place["netfilter.hook"]) == ("ip", "FORWARD")
+
+
 def test_a_drop_below_a_hook_is_not_netfilters():
     stack = ["__udp4_lib_rcv+0x4bc", "ip_local_deliver+0x1", "nf_hook_slow+0x10", "ip_rcv+0x1"]
     assert netfilter_place("__udp4_lib_rcv+0x4bc", stack) == {}

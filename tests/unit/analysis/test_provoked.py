@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tracer.analysis import ct_failures
 from tracer.analysis import explain as module
 
 FUNCTIONAL = Path(__file__).parents[2] / "functional"
@@ -132,3 +133,9 @@ def test_the_tests_name_the_reasons_that_they_provoke(file):
         reason = one.split()[0].strip("*").partition("*")[0]
         if reason.isupper() and "_" in reason and reason != "NOT_SPECIFIED":
             assert reason in text, one
+
+
+def test_every_failure_of_conntrack_is_provoked():
+    text = (FUNCTIONAL / "test_conntrack_failures.py").read_text()
+    kinds = (*ct_failures.FAILURES.values(), ct_failures.TABLE_FULL, ct_failures.INSERT_FAILED)
+    assert [kind.name for kind in kinds if f'"{kind.name}"' not in text] == []

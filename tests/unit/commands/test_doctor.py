@@ -14,6 +14,7 @@ TYPED, RAW = Way("tp_btf", "kfree_skb"), Way("raw_tp", "kfree_skb", "each field 
 DROPS = Hook("skb-drop", "who freed it", (TYPED, RAW), ("drops", "flows"))
 EXTRA = Hook("nf-hook", "verdicts", (TYPED, RAW), ("drops", "flows"), optional=True)
 SPARE = Hook("nf-watch", "each once", (TYPED,), ("trace",), optional=True, spare=True)
+FULL = Way("fexit", "nf_hook_slow", "same records, but", full=True)
 FLOWS = Hook("dev-rx", "what came", (TYPED, RAW), ("flows",))
 
 
@@ -23,6 +24,10 @@ def preferred(hook):
 
 def fallback(hook):
     return HookProbe(hook, RAW, tried=True, refused=("tp_btf kfree_skb: no BTF",))
+
+
+def substitute(hook):
+    return HookProbe(hook, FULL, tried=True, refused=("nf_link ip: too old",))
 
 
 def closed(hook):
@@ -42,6 +47,8 @@ def promised(hook):
         ([closed(DROPS), preferred(FLOWS)], ["missing", "ok"], ExitCode.PARTIAL),
         ([closed(DROPS), closed(FLOWS)], ["missing", "missing"], ExitCode.UNUSABLE),
         ([preferred(DROPS), closed(EXTRA)], ["ok", "degraded"], ExitCode.PARTIAL),
+        ([preferred(DROPS), substitute(EXTRA)], ["ok", "ok"], ExitCode.DONE),
+        ([preferred(DROPS), closed(SPARE)], ["ok", "ok"], ExitCode.DONE),
         ([promised(DROPS), promised(FLOWS)], ["ok", "ok"], ExitCode.DONE),
     ],
 )
@@ -68,6 +75,11 @@ def test_a_fallback_names_what_it_loses_and_why():
     (finding,) = doctor.hook_findings([fallback(DROPS)])
     assert "each field costs a call" in finding.detail
     assert "no BTF" in finding.detail
+
+
+def test_a_full_substitute_says_what_is_different():
+    (finding,) = doctor.hook_findings([substitute(EXTRA)])
+    assert finding.detail == "fexit nf_hook_slow: same records, but (nf_link ip: too old)"
 
 
 @pytest.fixture
