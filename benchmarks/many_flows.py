@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ class Sender:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def alone_on(self, cpu: int) -> None:
+        """Nobody else shall run there while it sends."""
+        os.sched_setaffinity(self._process.pid, {cpu})
+        os.sched_setscheduler(self._process.pid, os.SCHED_FIFO, os.sched_param(1))
 
     def send(self, packets: int) -> None:
         """Send, the first packets one for each flow; all have arrived when this returns."""

@@ -1,4 +1,4 @@
-"""What tracing costs: packets a second with and without, and the programs' own time.
+"""What tracing costs: traffic with and without, the programs' own time, CPU and memory.
 
 Rounds alternate between no tool, tracer and others, for machines vary between minutes more
 than tools do; a round's ratios are formed within the round. The direct cost, nanoseconds of
@@ -11,56 +11,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import traffic
 from bpf_stats import bpf_stats
-from figures import Estimate, estimate
-from tools import Tool, held_programs, running, tools
-from two_pods import blast, compile_blast, two_pods
+from overhead_report import judge, report, tables
+from tools import MAIN_TOOLS, Tool, running, tools
+from two_pods import Blast, blast, compile_blast, run, two_pods
 
-from tracer.kernel import libbpf
-from tracer.kernel.hooks import TYPED
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-MODES = ("udp", "udp-rr", "tcp")
 OFF = "off"
-BURSTS = 5
+DIRECT_MODES = ("udp", "udp-rr")
 DIRECT_MILLISECONDS = 600
-EMPTY_ON = ("net_dev_start_xmit", "netif_receive_skb")
-IDLE_S, IDLE_LOOKS = 2.0, 7
-
-COLUMNS = (
-    "tool",
-    "udp slower %",
-    "udp-rr slower %",
-    "tcp slower %",
-    "programs ns a packet",
-    "of udp %",
-    "runs a packet",
-    "CPU %",
-    "idle CPU %",
-    "RSS MB",
-)
-
-BARS = {
-    # (tool, figure): the most it may be
-    ("drops", "slower_percent"): 1.0,
-    ("flows", "slower_percent"): 5.0,
-    ("drops", "direct_percent"): 1.0,
-    ("flows", "direct_percent"): 5.0,
-    ("trace-standby", "slower_percent"): 3.0,
-    ("trace-sampled", "slower_percent"): 5.0,
-    ("drops", "rss_mb"): 120.0,
-    ("flows", "rss_mb"): 120.0,
-    ("drops", "idle_cpu_percent"): 0.5,
-    ("flows", "idle_cpu_percent"): 0.5,
-}
+NO_PROGRAM = "tcpdump"
+"""Its program is a socket filter, and it has none."""
+IDLE_S, IDLE_LOOKS = 2.0, 5
 
 
 @dataclass(slots=True)
@@ -75,8 +48,8 @@ class Direct:
 class Samples:
     """What the rounds measured of one tool."""
 
-    speeds: dict[str, list[float]] = field(default_factory=lambda: {mode: [] for mode in MODES})
-    """Mode → one figure a round: packets/s, for TCP bytes/s."""
+    readings: dict[str, list[traffic.Reading]] = field(default_factory=dict)
+    """Kind of traffic → one look a round."""
     cpu_percent: list[float] = field(default_factory=list)
     """Of one CPU, while traffic flows."""
     rss_bytes: int = 0
@@ -85,26 +58,22 @@ class Samples:
 
 
 class Bench:
-    """Two pods, the sender, and what was measured so far."""
+    """Two pods, the traffic that is ready, and what was measured so far."""
 
-    def __init__(self, directory: Path, milliseconds: int) -> None:
-        """Compile the sender. The pods must exist."""
-        self.directory, self.milliseconds = directory, milliseconds
-        self.program = compile_blast(directory)
+    def __init__(
+        self, directory: Path, lanes: Sequence[tuple[traffic.Kind, Callable[[], list[Blast]]]]
+    ) -> None:
+        """`lanes`: kinds of traffic, and what sends each."""
+        self.directory, self.lanes = directory, lanes
         self.samples: dict[str, Samples] = {}
-
-    def speed(self, mode: str) -> float:
-        """Best of a few short bursts: what else runs on the machine only ever slows one down."""
-        moved = [blast(self.program, mode, self.milliseconds) for _ in range(BURSTS)]
-        return max(b.bytes_per_s if mode == "tcp" else b.packets_per_s for b in moved)
 
     def visit(self, tool: Tool | None) -> None:
         """One tool's part of a round."""
         samples = self.samples.setdefault(tool.name if tool else OFF, Samples())
         with running(tool, self.directory) if tool else contextlib.nullcontext() as active:
             cpu_ns, start_ns = active.cpu_ns() if active else 0, time.monotonic_ns()
-            for mode in MODES:
-                samples.speeds[mode].append(self.speed(mode))
+            for kind, send in self.lanes:
+                samples.readings.setdefault(kind.name, []).append(traffic.read(kind, send))
             if active:
                 used = (active.cpu_ns() - cpu_ns) / (time.monotonic_ns() - start_ns)
                 samples.cpu_percent.append(100 * used)
@@ -123,51 +92,79 @@ class Bench:
 
     def direct(self, tool: Tool, empty_ns: float) -> None:
         """Program time per packet of a tool that uses BPF programs."""
+        for mode, (packets, ns, runs) in self.programs(tool).items():
+            net_ns = (ns - runs * empty_ns) / packets
+            self.samples[tool.name].direct[mode] = Direct(runs / packets, net_ns)
+
+    def programs(self, tool: Tool) -> dict[str, tuple[int, int, int]]:
+        """Mode of blast.c → packets, ns and runs of the tool's programs meanwhile."""
+        program, found = compile_blast(self.directory), {}
         with running(tool, self.directory) as active:
-            for mode in ("udp", "udp-rr"):
+            for mode in DIRECT_MODES:
                 before = active.programs()
-                packets = blast(self.program, mode, DIRECT_MILLISECONDS).units
+                packets = blast(program, mode, DIRECT_MILLISECONDS).units
                 after = active.programs()
                 ns = sum(after[one][0] - before[one][0] for one in before)
                 runs = sum(after[one][1] - before[one][1] for one in before)
-                net_ns = (ns - runs * empty_ns) / packets
-                self.samples[tool.name].direct[mode] = Direct(runs / packets, net_ns)
+                found[mode] = packets, ns, runs
+        return found
 
     def empty_ns(self) -> float:
         """What the kernel's statistics show for a run of a program that does nothing."""
-        with contextlib.ExitStack() as opened:
-            for target in EMPTY_ON:
-                program = libbpf.load_typed("empty", libbpf.EMPTY_PROGRAM, target)
-                opened.callback(os.close, program)
-                opened.callback(os.close, libbpf.attach_tracepoint(program, TYPED, target))
-            before = held_programs("self")
-            blast(self.program, "udp", DIRECT_MILLISECONDS)
-            after = held_programs("self")
-        ns = sum(after[one][0] - before[one][0] for one in before)
-        return ns / sum(after[one][1] - before[one][1] for one in before)
+        empty = next(tool for tool in tools(self.directory) if tool.name == "empty")
+        _packets, ns, runs = self.programs(empty)["udp"]
+        return ns / runs
 
 
-def measure(arguments: argparse.Namespace, directory: Path) -> tuple[dict[str, Samples], float]:
-    """Everything: rounds, idleness, direct cost. Returns (samples by tool, empty ns)."""
-    bench = Bench(directory, arguments.milliseconds)
-    chosen = [tool for tool in tools(directory) if tool.name in arguments.tools]
+def rounds(bench: Bench, chosen: Sequence[Tool], count: int) -> None:
+    """Visit every tool in every round, and in every place of it."""
     order: list[Tool | None] = [None, *chosen]
-    for number in range(arguments.rounds):
-        progress(f"round {number + 1} of {arguments.rounds}")
-        # Every tool gets every place in the round.
+    for number in range(count):
+        progress(f"round {number + 1} of {count}")
         shift = number % len(order)
         for tool in order[shift:] + order[:shift]:
             bench.visit(tool)
+
+
+def own_cost(bench: Bench, chosen: Sequence[Tool]) -> float:
+    """Idleness and direct cost of each; returns what an empty program shows, in ns."""
     for tool in chosen:
         progress(f"idle: {tool.name}")
         bench.idle(tool)
     with bpf_stats():
         empty_ns = bench.empty_ns()
         for tool in chosen:
-            if tool.name != "tcpdump":  # its program is a socket filter, and it has none
+            if tool.name != NO_PROGRAM:
                 progress(f"direct cost: {tool.name}")
                 bench.direct(tool, empty_ns)
+    return empty_ns
+
+
+def measure(
+    arguments: argparse.Namespace, directory: Path
+) -> tuple[dict[str, Samples], float | None]:
+    """Everything: (samples by tool, empty ns)."""
+    chosen = [tool for tool in tools(directory) if tool.name in arguments.tools]
+    with contextlib.ExitStack() as ready:
+        lanes = [
+            (kind, ready.enter_context(kind.ready(directory)))
+            for kind in traffic.present()
+            if kind.name in arguments.traffic
+        ]
+        bench = Bench(directory, lanes)
+        warn_of_others()
+        rounds(bench, chosen, arguments.rounds)
+    empty_ns = None if arguments.rounds_only else own_cost(bench, chosen)
     return bench.samples, empty_ns
+
+
+def warn_of_others() -> None:
+    """Another tracer at the same tracepoints is in every figure, those without a tool too."""
+    listed = json.loads(run("bpftool", "--json", "prog", "show"))
+    tracing = [one for one in listed if one["type"] in ("tracing", "raw_tracepoint", "tracepoint")]
+    if tracing:
+        names = ", ".join(sorted({one.get("name", "unnamed") for one in tracing}))
+        progress(f"this machine is traced already ({names}): the figures are not those of a node")
 
 
 def progress(text: str) -> None:
@@ -175,101 +172,30 @@ def progress(text: str) -> None:
     print(f"overhead: {text}", file=sys.stderr, flush=True)
 
 
-def slower_percent(tool: Samples, off: Samples, mode: str) -> Estimate:
-    """How much slower the traffic is, round by round."""
-    pairs = zip(tool.speeds[mode], off.speeds[mode], strict=True)
-    return estimate([100 * (1 - with_tool / without) for with_tool, without in pairs])
-
-
-def report(samples: dict[str, Samples], empty_ns: float) -> dict[str, Any]:
-    """The figures as JSON values."""
-    off = samples[OFF]
-    baseline_ns = {mode: 1e9 / statistics.median(off.speeds[mode]) for mode in MODES[:2]}
-    result: dict[str, Any] = {
-        "kernel": os.uname().release,
-        "cpus": os.cpu_count(),
-        "rounds": len(off.speeds["udp"]),
-        "empty_program_ns": empty_ns,
-        "baseline_ns_per_packet": baseline_ns,
-        "baseline_tcp_bytes_per_s": statistics.median(off.speeds["tcp"]),
-        "tools": {},
-    }
-    for name, tool in samples.items():
-        if name == OFF:
-            continue
-        result["tools"][name] = {
-            "slower_percent": {mode: asdict(slower_percent(tool, off, mode)) for mode in MODES},
-            "direct": {
-                mode: {
-                    **asdict(direct),
-                    "percent_of_baseline": 100 * direct.ns_per_packet / baseline_ns[mode],
-                }
-                for mode, direct in tool.direct.items()
-            },
-            "cpu_percent": statistics.median(tool.cpu_percent),
-            "idle_cpu_percent": tool.idle_cpu_percent,
-            "rss_mb": tool.rss_bytes / 1e6,
-        }
-    return result
-
-
-def judge(result: dict[str, Any]) -> list[str]:
-    """The bars that are missed, one line each; a tool that did not run has none."""
-    missed = []
-    for (name, figure), most in BARS.items():
-        if name not in result["tools"]:
-            continue
-        tool = result["tools"][name]
-        value = {
-            "slower_percent": tool["slower_percent"]["udp"]["median"],
-            "direct_percent": tool["direct"]["udp"]["percent_of_baseline"],
-        }.get(figure, tool.get(figure))
-        if value > most:
-            missed.append(f"{name}: {figure} {value:.2f} is over {most:g}")
-    return missed
-
-
-def table(result: dict[str, Any]) -> str:
-    """The figures as a table in Markdown."""
-    base = result["baseline_ns_per_packet"]
-    where = (
-        f"kernel {result['kernel']}, {result['cpus']} CPUs, {result['rounds']} rounds; without a "
-        f"tool {base['udp']:.0f} ns a packet (udp), {base['udp-rr']:.0f} ns (udp-rr), "
-        f"{result['baseline_tcp_bytes_per_s'] / 1e9:.2f} GB/s (tcp); "
-        f"empty program {result['empty_program_ns']:.0f} ns"
-    )
-    lines = [where, "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for name, tool in result["tools"].items():
-        slower = [
-            "{median:.1f} [{low:.1f}, {high:.1f}]".format(**tool["slower_percent"][mode])
-            for mode in MODES
-        ]
-        direct = tool["direct"].get("udp")
-        cost = (
-            "{ns_per_packet:.0f} | {percent_of_baseline:.2f} | {runs_per_packet:.2f}".format(
-                **direct
-            )
-            if direct
-            else "– | – | –"
-        )
-        lines.append(
-            f"| {name} | {' | '.join(slower)} | {cost} | {tool['cpu_percent']:.1f} "
-            f"| {tool['idle_cpu_percent']:.2f} | {tool['rss_mb']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     names = [tool.name for tool in tools(Path())]
+    kinds = [kind.name for kind in traffic.present()]
     parser = argparse.ArgumentParser(
-        prog="benchmarks/overhead", description=__doc__, epilog="exit code: 1 if a bar is missed"
+        prog="benchmarks/overhead",
+        description=__doc__,
+        epilog="traffic:\n"
+        + "\n".join(f"  {kind.name:11} {kind.tells}" for kind in traffic.KINDS)
+        + "\n\nexit code: 1 if a bar is missed",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--milliseconds", type=int, default=80, help="of one burst of traffic")
-    parser.add_argument("--tools", nargs="+", choices=names, default=names)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--traffic", nargs="+", choices=kinds, default=traffic.MAIN)
+    parser.add_argument("--tools", nargs="+", choices=names, default=MAIN_TOOLS)
+    parser.add_argument("--all", action="store_true", help="all traffic, all tools: half an hour")
+    parser.add_argument(
+        "--rounds-only", action="store_true", help="neither idleness nor the programs' own time"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.all:
+        arguments.traffic, arguments.tools = kinds, names
+    return arguments
 
 
 def main() -> int:
@@ -280,7 +206,7 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     missed = judge(result)
-    print(table(result), *missed, sep="\n")
+    print(tables(result), *missed, sep="\n")
     return 1 if missed else 0
 
 

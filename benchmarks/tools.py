@@ -21,11 +21,26 @@ READY_S = 30.0
 SETTLE_S = 0.2
 STOP_S = 120.0
 """A million flows are still to be written."""
-BPFTRACE = """
+BPFTRACE_COUNT = """
 BEGIN { printf("ready\\n"); }
 tracepoint:net:net_dev_start_xmit, tracepoint:net:netif_receive_skb { @packets[probe] = count(); }
 tracepoint:skb:kfree_skb { @dropped = count(); }
 """
+BPFTRACE_TUPLE = """
+BEGIN { printf("ready\\n"); }
+tracepoint:net:net_dev_start_xmit /args->protocol == 0x800/ {
+    $skb = (struct sk_buff *)args->skbaddr;
+    $ip = (struct iphdr *)($skb->head + $skb->network_header);
+    $to = (struct udphdr *)($skb->head + $skb->network_header + 20);
+    @packets[$ip->protocol, $ip->saddr, $ip->daddr, $to->source, $to->dest] = count();
+    @bytes[$ip->protocol, $ip->saddr, $ip->daddr, $to->source, $to->dest] = sum(args->len);
+}
+END { clear(@packets); clear(@bytes); }
+"""
+"""Where `tracer flows` counts: a packet between pods is counted twice."""
+MOST_FLOWS = 131_072
+MAIN_TOOLS = ("drops", "flows", "trace-standby", "tcpdump", "bpftrace")
+"""What is compared where nothing else is asked for."""
 TRACER = (sys.executable, "-I", "-m", "tracer")
 
 
@@ -44,13 +59,11 @@ class Tool:
 def tools(directory: Path) -> tuple[Tool, ...]:
     """Every tool; files that they write go to `directory`."""
     node_veth = next(iter(PODS))
-    flows = ("--write", str(directory / "flows.jsonl"))
-    mounted = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"'
+    flows = ("--max-flows", str(MOST_FLOWS), "--write", str(directory / "flows.jsonl"))
     node = ("nsenter", f"--net=/run/netns/{NODE}")
     # Headers only: what one would write for long, and in tcpdump's favour.
     tcpdump = ("tcpdump", "-n", "-i", node_veth, "-s", "128", "-w", str(directory / "capture.pcap"))
     trace = (*TRACER, "trace", "--concurrent", "-o", "json")
-    bpftrace = ("bpftrace", "-B", "line", "-e", BPFTRACE)
     return (
         Tool("drops", on_node(*TRACER, "drops", "--concurrent", "-o", "json"), "\ntracing"),
         Tool("flows", on_node(*TRACER, "flows", "--concurrent", *flows), "\ntracing"),
@@ -60,13 +73,22 @@ def tools(directory: Path) -> tuple[Tool, ...]:
         Tool("trace-sampled", on_node(*trace, "--sample", "1/100"), "\ntracing"),
         Tool("trace-all", on_node(*trace), "\ntracing"),
         Tool("tcpdump", (*node, *tcpdump), "listening on"),
-        Tool(
-            "bpftrace",
-            ("unshare", "--mount", "sh", "-c", mounted, "sh", *bpftrace),
-            "ready",
-            stdout_matters=True,
-        ),
+        _bpftrace("bpftrace", BPFTRACE_TUPLE),
+        _bpftrace("bpftrace-count", BPFTRACE_COUNT),
+        Tool("bcc", _ours("socktop.py"), "ready"),
+        Tool("empty", _ours("empty.py"), "ready"),
     )
+
+
+def _bpftrace(name: str, script: str) -> Tool:
+    mounted = 'mount -t tracefs tracefs /sys/kernel/tracing && exec "$@"'
+    more = ("sh", "env", f"BPFTRACE_MAP_KEYS_MAX={MOST_FLOWS}", "bpftrace", "-B", "line", "-e")
+    argv = ("unshare", "--mount", "sh", "-c", mounted, *more, script)
+    return Tool(name, argv, "ready", stdout_matters=True)
+
+
+def _ours(name: str) -> tuple[str, ...]:
+    return (sys.executable, str(Path(__file__).with_name(name)))
 
 
 @dataclass(frozen=True, slots=True)

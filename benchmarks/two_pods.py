@@ -34,15 +34,18 @@ LOCK = Path("/run/tracer-benchmarks.lock")
 
 @dataclass(frozen=True, slots=True)
 class Blast:
-    """What one run of blast.c moved."""
+    """What one burst of traffic moved."""
 
     units: int
+    """Datagrams or connections; of a stream its reads."""
     bytes: int
     elapsed_ns: int
+    p99_ns: int = 0
+    """What 99 of 100 round trips did not exceed, where such were timed."""
 
     @property
-    def packets_per_s(self) -> float:
-        """Datagrams a second (UDP only)."""
+    def units_per_s(self) -> float:
+        """Datagrams or connections a second."""
         return self.units * 1e9 / self.elapsed_ns
 
     @property
@@ -117,15 +120,16 @@ def _clean() -> None:
 
 
 def compile_blast(directory: Path) -> Path:
-    """Compile blast.c into `directory`; returns the program."""
+    """Compile blast.c into `directory`, if it is not there yet; returns the program."""
     program = directory / "blast"
-    run("cc", "-O2", "-Wall", "-pthread", "-o", str(program), str(SOURCE))
+    if not program.exists():
+        run("cc", "-O2", "-Wall", "-pthread", "-o", str(program), str(SOURCE))
     return program
 
 
-def blast(program: Path, protocol: str, milliseconds: int) -> Blast:
+def blast(program: Path, mode: str, milliseconds: int, payload_bytes: int = 64) -> Blast:
     """Send from the first pod to the second, in a mode of blast.c."""
     sender, receiver = (f"/run/netns/{name}" for name in PODS)
     address = list(PODS.values())[1]
-    words = (str(program), protocol, sender, receiver, address, str(milliseconds))
-    return Blast(*map(int, run(*words).split()))
+    words = (mode, sender, receiver, address, str(milliseconds), str(payload_bytes))
+    return Blast(*map(int, run(str(program), *words).split()))

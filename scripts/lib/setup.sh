@@ -60,6 +60,7 @@ needs_benchmark="
   command:sysctl                procps                      procps-ng
   command:iptables-restore      iptables                    iptables-nft
   command:nft                   nftables                    nftables
+  command:bpftool               bpftool                     bpftool
   command:tcpdump               tcpdump                     tcpdump
   command:bpftrace              bpftrace                    bpftrace
 "
