@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import pytest
 from lab import rules, runner, ways
-from lab.containerd import BRIDGE
+from lab.containerd import BRIDGE, GATEWAY4, GATEWAY6, SITE
 from lab.namespaces import node
+from lab.shell import run
 from lab.traffic import family_of, new_port, send_numbered, tcp_listener, udp_listener
 
 COUNT = 7
@@ -16,6 +18,7 @@ PORTS = "udp portrange 20001-29999 or tcp portrange 20001-29999"
 """Of everything that the tests send, and of no one else on this machine."""
 TCP_BYTES = 200_000
 IDENTICAL = 101
+GROUP, STRANGER = "239.77.77.77", f"10.244.{SITE}.250"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,6 +37,13 @@ def bridged(sender, receiver, version=4):
     """The way from a pod onto the bridge, and out of it into another's netns."""
     ports = (sender.node_device, receiver.node_device)
     return ways.sent(sender.name, version) + ways.bridged(BRIDGE, ports, version)
+
+
+def passages(record):
+    """(device, what the bridge did, port by which it came) of hops where a bridge is told of."""
+    told = [hop for hop in record["hops"] if "bridge.name" in hop]
+    assert {hop["bridge.name"] for hop in told} <= {BRIDGE}
+    return [(x["interface.name"], x["bridge.action"], x.get("bridge.port")) for x in told]
 
 
 def udp(src, dst, port):
@@ -59,7 +69,48 @@ def test_pod_to_pod(cluster, packets, version):
     for record in found:
         ways.check(record, way, "delivered")
         assert (record["k8s.src.pod.name"], record["k8s.dst.pod.name"]) == ("client-0", "web-0")
+        ports = client.node_device, web.node_device
+        assert passages(record) == [(ports[0], "in", None), (ports[1], "forwarded", ports[0])]
     assert len({record["flow"] for record in found}) == 1
+
+
+@FAMILIES
+def test_to_the_bridge_itself(cluster, packets, version):
+    client, port = cluster.client, new_port()
+    src, dst = (client.ip4, GATEWAY4) if version == 4 else (client.ip6, GATEWAY6)
+    with udp_listener(node(), port, family_of(dst)) as listener:
+        send_numbered(client.where, (dst, port), COUNT)
+        receive(listener)
+        found = packets.expect(COUNT, udp(src, dst, port))
+    came = client.node_device
+    for record in found:
+        assert record["verdict"] == "delivered", record
+        assert passages(record) == [(came, "in", None), (BRIDGE, "delivered", came)]
+
+
+@pytest.mark.parametrize("goal", [GROUP, STRANGER])
+def test_flooded_to_all_ports(cluster, packets, goal):
+    """A group that nobody has asked for, and an address that no port is known for."""
+    client, port = cluster.client, new_port()
+    neighbour = f"{goal} lladdr 02:00:00:00:00:77 dev eth0 nud permanent"
+    if goal == STRANGER:
+        client.where.ip(f"neigh replace {neighbour}")
+    try:
+        send_numbered(client.where, (goal, port), COUNT)
+        found = packets.expect(COUNT, udp(client.ip4, goal, port))
+    finally:
+        if goal == STRANGER:
+            client.where.ip(f"neigh del {neighbour}")
+    came = client.node_device
+    links = json.loads(run("ip", "-j", "-d", "link", "show", "master", BRIDGE, "up"))
+    reflecting = {x["ifname"] for x in links if x["linkinfo"]["info_slave_data"]["hairpin"]}
+    others = {link["ifname"] for link in links} - ({came} - reflecting)
+    for record in found:
+        told = passages(record)
+        assert (came, "in", None) in told
+        assert {name for name, action, _ in told if action == "flooded"} == others, record
+        assert {port for _, action, port in told if action == "flooded"} == {came}
+        assert not [one for one in told if one[1] == "forwarded"]
 
 
 @FAMILIES

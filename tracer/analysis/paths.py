@@ -11,6 +11,7 @@ import numpy as np
 from tracer.analysis.addresses import address_text
 from tracer.analysis.assemble import Assembler, Batch, Path
 from tracer.analysis.branches import FLAG, HOP
+from tracer.analysis.bridges import bridge_passages
 from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields
 from tracer.analysis.drops import drop_record, place_fields
@@ -96,6 +97,8 @@ class _View:
     """Of each packet, as it was first sent: EtherType, and the bytes from its network header on."""
     times: list[str]
     """Of each row, as the records write it."""
+    bridges: dict[int, Record]
+    """Row → what a bridge did there."""
 
 
 def _view(batch: Batch, context: Context) -> _View:
@@ -112,7 +115,8 @@ def _view(batch: Batch, context: Context) -> _View:
     rows, headers = batch.rows, _headers(batch)
     fields = rows["tuple"], rows["ct"], rows["bytes"]
     times = time_texts(rows["time_ns"].astype(np.int64) + context.wall_offset_ns)
-    return _View(rows, batch.columns, context, forms, telling, *fields, headers, times)
+    bridges = bridge_passages(rows, batch.order, batch.columns, context.node)
+    return _View(rows, batch.columns, context, forms, telling, *fields, headers, times, bridges)
 
 
 def _headers(batch: Batch) -> list[tuple[int, bytes]]:
@@ -212,6 +216,8 @@ def _hops(path: Path, view: _View) -> list[Record]:
         if row in changes:
             text = changes[row]
             hop["changes"] = text if text[0] else [f"crossed into {where(hop)}", *text[1:]]
+        if row in view.bridges:
+            hop.update(view.bridges[row])
         if telling[form]:
             _note_end(hop, view, row)
         hops.append(hop)

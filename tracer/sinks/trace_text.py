@@ -199,6 +199,8 @@ def hop_notes(hop: Record) -> list[str]:
     """What is worth telling of a hop, besides when and where."""
     told = [text for text in hop.get("changes", ()) if not text.startswith("crossed into ")]
     told = [text for text in told if text != "clone"]
+    if "bridge.name" in hop:
+        told.append(_bridge(hop))
     if "route.interface.name" in hop:
         told.append(f"to {hop['route.interface.name']}")
     if "copied_bytes" in hop:
@@ -212,6 +214,15 @@ def hop_notes(hop: Record) -> list[str]:
     if hop.get("duration_ns"):
         told.append(f"took {span(hop['duration_ns'])}")
     return told
+
+
+def _bridge(hop: Record) -> str:
+    """`bridge cni0: forwarded veth1 → veth2`."""
+    name, action = hop["bridge.name"], hop["bridge.action"]
+    words = "delivered locally" if action == "delivered" else action
+    if action != "in":
+        words += f" {hop.get('bridge.port', name)} → {hop['interface.name']}"
+    return f"bridge {name}: {words}"
 
 
 def rule_words(hop: Record) -> str:
