@@ -31,14 +31,13 @@ from lab import runner, topology
 from lab.rules import nft
 from lab.shell import run
 from lab.traffic import family_of, send_udp, tcp_listener, udp_listener
-from ways import forced, kinds_of
+from ways import forced, open_kinds_of
 
 from tracer.kernel import libbpf
-from tracer.kernel.hook_probe import refusal
-from tracer.kernel.hooks import HOOKS, TYPED, hooks_of
+from tracer.kernel.hooks import HOOKS, TYPED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from lab.namespaces import Namespace
     from lab.topology import Routed
@@ -49,6 +48,8 @@ COMMANDS = {
     "flows": ("--interval", "500ms"),
     "trace": (f"dst port {CHOSEN} or dst port {DROPPED}", "-o", "json"),
 }
+STANDBY = "--standby"
+"""With it `trace` has a hook of its own."""
 TBF = "tbf rate 1gbit burst 1mb latency 200ms"
 """A token bucket keeps every packet, if only until the next line of code."""
 RULE = f"meta l4proto {{ tcp, udp }} th dport {DROPPED} drop"
@@ -122,6 +123,7 @@ class Cost:
     """One BPF function, attached in one way."""
 
     function: str
+    hook: str
     way: str
     calls: int
     per_call_ns: float
@@ -137,10 +139,10 @@ class Run:
     """Of each of its functions that is called."""
 
 
-def measure(routed: Routed, command: str, kind: str, count: int) -> Run:
-    """Run `command`, its hooks attached by `kind` if they can."""
+def measure(routed: Routed, command: str, options: Iterable[str], count: int) -> Run:
+    """Run `command` while packets pass."""
     before = totals()
-    with runner.running(command, *COMMANDS[command], *forced(command, kind)) as live:
+    with runner.running(command, *COMMANDS[command], *options) as live:
         settled = totals()
         send(routed, count)
         after = totals()
@@ -148,27 +150,23 @@ def measure(routed: Routed, command: str, kind: str, count: int) -> Run:
     ways = dict(ATTACHED.findall(live.err))
     hooks = {name: hook.name for hook in HOOKS for name in hook.functions}
     costs = []
-    for number in sorted(settled.keys() - before.keys()):
+    for number in sorted((settled.keys() & after.keys()) - before.keys()):
         name, calls, time_ns = after[number]
         _, had, had_ns = settled[number]
         if name in hooks and calls > had:
-            per_call_ns = (time_ns - had_ns) / (calls - had)
-            costs.append(Cost(name, ways[hooks[name]], calls - had, per_call_ns))
+            hook, per_call_ns = hooks[name], (time_ns - had_ns) / (calls - had)
+            costs.append(Cost(name, hook, ways[hook], calls - had, per_call_ns))
     return Run(ways, costs)
 
 
 def every_way(routed: Routed, command: str, count: int) -> Iterator[Cost]:
     """What each function costs in each way that this kernel has, each once."""
     attached: set[tuple[str, str]] = set()
-    for kind in kinds_of(command):
-        ways = ((hook, way) for hook in hooks_of(command) for way in hook.ways if way.kind == kind)
-        if {(hook.name, kind) for hook, way in ways if not refusal(way)} <= attached:
-            continue
-        run = measure(routed, command, kind, count)
-        told = {(name, way) for name, way in run.ways.items()} - attached
-        new = {way for _, way in told}
-        yield from (cost for cost in run.costs if cost.way in new)
-        attached |= told
+    runs = [forced(command, kind) for kind in open_kinds_of(command)]
+    for options in [*runs, [STANDBY]] if command == "trace" else runs:
+        run = measure(routed, command, options, count)
+        yield from (cost for cost in run.costs if (cost.hook, cost.way) not in attached)
+        attached |= run.ways.items()
 
 
 def main() -> None:
