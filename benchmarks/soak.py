@@ -1,18 +1,20 @@
 """Is `tracer flows` flat and exact while everything around it changes? Months in minutes.
 
     sudo .venv/bin/python benchmarks/soak.py [--minutes 30] [--connections 1000] [--own-pods]
-        [--step-clock]
+        [--plain] [--step-clock]
 
 In a world of its own (network, mounts and processes: nothing of the machine takes part) a real
 containerd runs pods. A pod opens connections to another without a pause; pods and namespaces come,
 send a counted number of packets and go; files rotate every few seconds and are read and removed;
 their disk fills up and is freed; containerd is killed and started again. With --step-clock the
-wall clock is set forward and back, which everything else on the machine sees, too.
+wall clock is set forward and back, which everything else on the machine sees, too: in a guest
+without containerd that is `scripts/kernels 6.12 -- .venv/bin/python benchmarks/soak.py --minutes 3
+--connections 100 --plain --step-clock`.
 
 Judged are: every counted packet is in the files once (unless it is in a device's sum, which the
 figures tell); all packets of the two pods with connections are those of their devices' statistics;
-memory in the last third is that of the second; no record is lost; stderr holds nothing that what
-was done does not explain.
+times are those of the wall clock when they were sent; memory in the last third is that of the
+second; no record is lost; stderr holds nothing that what was done does not explain.
 """
 
 from __future__ import annotations
@@ -41,15 +43,19 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "functional"))
 
 from lab import cluster as lab_cluster
-from lab import containerd, namespaces, runner
+from lab import containerd, namespaces, runner, topology
 from lab.namespaces import End
 from lab.shell import run
 from lab.traffic import send_udp, udp_listener
+
+from tracer.wall_time import time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.sharedctypes import Synchronized
     from multiprocessing.synchronize import Event
+
+    from lab.topology import Host
 
 INSIDE = "TRACER_SOAK_INSIDE"
 WORLD = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -60,8 +66,8 @@ kernel shows to this tracer too, and an address in two namespaces names no pod."
 DISK, DISK_BYTES = Path("/run/soak"), 96 << 20
 NAMESPACES = ("shop", "ops", "soak")
 FULL_S, PAUSE_S = 3.0, 2.0
-STOP_S = 120.0
-"""To write the last interval, on a machine that others use."""
+READY_S, STOP_S = 900.0, 120.0
+"""To begin, and to write the last interval, on a machine that others use, or an emulated one."""
 TELLS_WHERE = {"PYTHONFAULTHANDLER": "1"}
 """A process that has to be aborted writes the stack of each thread to stderr."""
 STALL_S = 30.0
@@ -71,6 +77,8 @@ MAX_FLOWS = 131072
 SAMPLE_S = 5.0
 GROWTH_BYTES = 8 << 20
 """Memory that may come and go between two thirds of a run."""
+SLACK_NS = 1_000_000_000
+"""That a record's times may be off, on the same machine; the clock is stepped by an hour."""
 IN_FLIGHT = 16
 """Packets of neighbour discovery between the look at a device and that at its counters."""
 EXPLAINED = re.compile(
@@ -95,6 +103,7 @@ def world() -> None:
     run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(DISK))
     lab_cluster.UID_MARK = UID_MARK
     containerd.SITE = SITE
+    runner.READY_S = READY_S
 
 
 def connect_forever(
@@ -126,9 +135,12 @@ def connect_forever(
 class Files:
     """Reads and removes what tracer has finished; the sums of it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, receiver: int) -> None:
+        """`receiver` is the network namespace of who gets what is counted by port."""
+        self._path, self._receiver = path, receiver
         self.by_port: Counter[int] = Counter()
+        self.times: dict[int, tuple[str, str]] = {}
+        """Of each port the first and the last packet."""
         self.by_device: Counter[tuple[int, str]] = Counter()
         self.lost: Counter[str] = Counter()
         self.records = self.files = self.other = 0
@@ -153,18 +165,44 @@ class Files:
         elif record["verdict"] == "forwarded":
             self.by_device[record["netns"], record["direction"]] += record["packets"]
             self.other += record["packets"] if "flow.other" in record else 0
-            if record["direction"] == "ingress" and record.get("transport") == "udp":
-                self.by_port[record["dst.port"]] += record["packets"]
+            here = record["netns"], record["direction"]
+            if here == (self._receiver, "ingress") and record.get("transport") == "udp":
+                port = record["dst.port"]
+                self.by_port[port] += record["packets"]
+                first, last = self.times.get(port, (record["time"], record["end_time"]))
+                self.times[port] = min(first, record["time"]), max(last, record["end_time"])
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Two namespaces that a third one joins, where no containerd can run."""
+
+    client: Host
+    web: Host
+
+
+World = lab_cluster.Cluster | Plain
+
+
+@contextmanager
+def plain() -> Iterator[Plain]:
+    """The same, gone after the block."""
+    with topology.routed("-soak") as made:
+        yield Plain(made.left, made.right)
 
 
 class Soak:
     """The world's events, one after another, and what they must have left in the files."""
 
-    def __init__(self, cluster: lab_cluster.Cluster, files: Files, *, step_clock: bool) -> None:
+    def __init__(self, cluster: World, files: Files, *, step_clock: bool) -> None:
         self._cluster, self._files = cluster, files
         self.sent: Counter[int] = Counter()
+        self.sent_at: dict[int, tuple[str, str]] = {}
+        """Of each port: wall clock before the first packet and after the last."""
         self._number = 0
-        self._events = [self.pod, self.namespace, self.full_disk, self.runtime]
+        self._events = [self.full_disk, self.packets]
+        if isinstance(cluster, lab_cluster.Cluster):
+            self._events = [self.pod, self.namespace, self.full_disk, self.runtime]
         if step_clock:
             self._events.append(self.clock)
         self.done: Counter[str] = Counter()
@@ -180,10 +218,16 @@ class Soak:
 
     def _send(self, where: namespaces.Namespace) -> None:
         """A counted number of packets to a port that nobody else uses."""
-        port, count = 21000 + self._number, 37
+        port, count = 21000 + len(self.sent), 37
+        begin_ns = time.time_ns()
         with udp_listener(self._cluster.web.where, port):
             send_udp(where, (self._cluster.web.ip4, port), count)
         self.sent[port] += count
+        self.sent_at[port] = time_text(begin_ns - SLACK_NS), time_text(time.time_ns() + SLACK_NS)
+
+    def packets(self) -> None:
+        """Nothing else."""
+        self._send(self._cluster.client.where)
 
     def pod(self) -> None:
         """A pod comes, sends and goes."""
@@ -220,10 +264,12 @@ class Soak:
         self._cluster.runtime.start()
 
     def clock(self) -> None:
-        """The wall clock is an hour ahead for a second."""
+        """The wall clock is an hour ahead for a while."""
         for by_s in (3600, -3600):
+            self._send(self._cluster.client.where)
             time.clock_settime(time.CLOCK_REALTIME, time.clock_gettime(time.CLOCK_REALTIME) + by_s)
             time.sleep(1)
+            self._send(self._cluster.client.where)
 
 
 @dataclass(slots=True)
@@ -235,7 +281,7 @@ class Connections:
 
 
 @contextmanager
-def connections(cluster: lab_cluster.Cluster, a_second: int) -> Iterator[Connections]:
+def connections(cluster: World, a_second: int) -> Iterator[Connections]:
     """Short connections from client to web for the block."""
     context = multiprocessing.get_context("fork")
     stop, made = context.Event(), context.Value("q", 0)
@@ -251,17 +297,17 @@ def connections(cluster: lab_cluster.Cluster, a_second: int) -> Iterator[Connect
         whole.made, whole.exit_code = made.value, process.exitcode
 
 
-def device_packets(pod: lab_cluster.Pod) -> dict[tuple[int, str], int]:
+def device_packets(pod: lab_cluster.Pod | Host) -> dict[tuple[int, str], int]:
     """What the pod's device has counted."""
     ways = (("egress", "tx_packets"), ("ingress", "rx_packets"))
     where = pod.where
     return {(where.inode, way): where.device_statistic("eth0", name) for way, name in ways}
 
 
-def soak(cluster: lab_cluster.Cluster, arguments: argparse.Namespace) -> dict[str, Any]:
+def soak(cluster: World, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run for the time; the figures."""
     path = DISK / "flows.jsonl"
-    files = Files(path)
+    files = Files(path, cluster.web.where.inode)
     words = (
         *("--interval", "1s", "--file-max-age", "4s", "--file-max-backups", "0"),
         *("--max-flows", str(MAX_FLOWS)),
@@ -330,6 +376,11 @@ def judge(
         for key, count in grew.items()
         if abs(files.by_device[key] - count) > IN_FLIGHT
     ]
+    wrong += [
+        f"port {port}: sent from {begin} to {end}, in the files {files.times[port]}"
+        for port, (begin, end) in whole.sent_at.items()
+        if port in files.times and not begin < files.times[port][0] <= files.times[port][1] < end
+    ]
     sizes = [size for _, size in rss]
     third = len(sizes) // 3
     earlier, later = (statistics.median(part) for part in (sizes[third:-third], sizes[-third:]))
@@ -352,13 +403,14 @@ def main() -> int:
     parser.add_argument(
         "--own-pods", action="store_true", help="count only these, where others make flows, too"
     )
+    parser.add_argument("--plain", action="store_true", help="without containerd: no pods")
     parser.add_argument("--step-clock", action="store_true", help="of the whole machine")
     arguments = parser.parse_args()
     if INSIDE not in os.environ:
         again = (*WORLD, sys.executable, *sys.argv)
         return subprocess.run(again, env={**os.environ, INSIDE: "1"}, check=False).returncode
     world()
-    with lab_cluster.running() as cluster:
+    with plain() if arguments.plain else lab_cluster.running() as cluster:
         result = soak(cluster, arguments)
     print(json.dumps(result, indent=2))
     return bool(result["wrong"])
