@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.flows import grouped, numbered
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def wanted_by(details: Details, keys: np.ndarray) -> Details:
     waiting = last_of(_codes(keys), _codes(details.transit_keys)) >= 0
     entries = details.entries[np.unique(entry[entry >= 0])]
     kept = details.transit_keys[waiting]
-    raw = np.ascontiguousarray(kept).view(f"V{kept.itemsize}")
-    _, first, number = np.unique(raw, return_index=True, return_inverse=True)
-    return Details(entries, kept[first], _summed(details.transits[waiting], number, len(first)))
+    order, starts = grouped(kept)
+    transits = details.transits[waiting][order]
+    number = numbered(starts, len(order))
+    return Details(entries, kept[order[starts]], _summed(transits, number, len(starts)))
 
 
 def link(keys: np.ndarray, syn_ns: np.ndarray, details: Details) -> Linked:

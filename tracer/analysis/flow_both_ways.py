@@ -38,6 +38,7 @@ def connection_tables(
     keys, totals = sum_flows(keys, counts)
     linked = link(keys, totals["syn_ns"], details)
     pairs = pair(keys, totals["retransmits"], linked, details.entries, own)
+    totals = totals.copy()  # they may be those of the caller
     for name in ("packets", "bytes"):
         totals[name][pairs.untold] = 0
     there, back = (

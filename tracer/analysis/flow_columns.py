@@ -12,8 +12,8 @@ import numpy as np
 from tracer.analysis.connections import Details, Linked, link, no_details
 from tracer.analysis.drops import DIRECTIONS, place_fields
 from tracer.analysis.flow_details import connection_columns, detail_columns
-from tracer.analysis.flow_ends import Ends, Pods, distinct_places, named, numbers, spread
-from tracer.analysis.flows import sum_flows
+from tracer.analysis.flow_ends import Ends, Pods, named, numbers, spread
+from tracer.analysis.flows import distinct_places, sum_flows
 from tracer.analysis.packet import tcp_flags
 from tracer.analysis.services import service_columns
 from tracer.flow_table import Column, FlowTable, concat, constant, take
@@ -42,11 +42,11 @@ def flow_tables(
     Rows of one flow are summed; earliest first, in tables of up to TABLE_ROWS.
     """
     details = details or no_details()
-    keys, totals = sum_flows(keys, counts)
-    linked = link(keys, totals["syn_ns"], details)
+    keys, counts = sum_flows(keys, counts)
+    linked = link(keys, counts["syn_ns"], details)
     pods = Pods(context.node)
-    for rows in by_time(totals):
-        columns = flow_columns(keys[rows], totals[rows], linked.at(rows), context, pods, details)
+    for rows in by_time(counts):
+        columns = flow_columns(keys[rows], counts[rows], linked.at(rows), context, pods, details)
         yield as_table(len(rows), columns)
 
 

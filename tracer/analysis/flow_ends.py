@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.flows import distinct_places as distinct_places  # noqa: PLC0414 - for flow_columns
+from tracer.analysis.flows import distinct_places
 from tracer.analysis.names import owner_of, pod_at
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, network_type, transport
 from tracer.flow_table import Column, coded

@@ -24,17 +24,20 @@ _SUMS = {
 def sum_flows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One row a flow: sums, earliest times, latest last time and what was known then, OR of flags.
 
-    `keys` (n,) flow_key and `counts` (n,) flow_count, of several CPUs and places each.
+    `keys` (n,) flow_key and `counts` (n,) flow_count, of several CPUs and places each; what is
+    returned may be the same arrays.
     """
     order, starts = grouped(keys)
     if len(starts) == len(keys):
         return keys, counts
     sizes = np.diff(starts, append=len(keys))
     first, several = order[starts], sizes > 1
-    sums = counts[first]
     rows = order[np.repeat(several, sizes)]
-    sums[several] = _summed(counts[rows], np.cumsum(sizes[several]) - sizes[several])
-    return keys[first], sums
+    kept = np.sort(first)  # to be read as they lie
+    sums = counts[kept]
+    summed = _summed(counts[rows], np.cumsum(sizes[several]) - sizes[several])
+    sums[np.searchsorted(kept, first[several])] = summed
+    return keys[kept], sums
 
 
 def _summed(counts: np.ndarray, starts: NDArray[np.int64]) -> np.ndarray:

@@ -32,7 +32,7 @@ from tracer.analysis.flow_cache import FlowCache, Timeouts
 from tracer.analysis.flow_columns import drop_table, flow_tables, other_table
 from tracer.analysis.flow_filter import Lists, parse_lists
 from tracer.analysis.flow_pairs import here
-from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, unpaired_places
+from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, joined, unpaired_places
 from tracer.commands import flow_options, options
 from tracer.commands.flow_budget import Budget, add_budget
 from tracer.commands.metrics import Metrics, add_metrics, health, open_metrics
@@ -146,7 +146,8 @@ class Flows:
         self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
-        self._held = self._flows.turn()
+        self._held = list(self._flows.pieces())
+        """Of places that nobody has named yet."""
         self._details = no_details()
         self._begin_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._unpaired: frozenset[tuple[int, int]] = frozenset()
@@ -162,10 +163,10 @@ class Flows:
         start_s, sample_rate = time.monotonic(), self._flows.sample_rate
         if self._budget:
             self._flows.sample_rate = self._budget.next()
-        flows, drops, other = self._flows.turn(), self._drops.turn(), self._other.turn()
+        flows = self._named(last=last)
+        drops, other = self._drops.turn(), self._other.turn()
         new = Details(*self._flows.turn_details())
         details = added(self._details, new)
-        flows = self._hold_unnamed(*flows, last=last)
         self.read_dns(last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         flows = self._waiting.due(*flows, now_ns, everything=last)
@@ -179,12 +180,13 @@ class Flows:
             other_table(*other, context, interval_ns[1], sample_rate),
         )
         details = self._placed(details)
-        counted = self._write_tables(
-            chain(self._flow_tables(flows, context, details), rest), context.node
-        )
+        tables = chain(self._flow_tables(flows, context, details), rest)
+        counted: Iterable[FlowTable] = ()
+        if self._metrics and self._wanted.bidirectional:  # They tell what each pod sent and got.
+            counted = chain(flow_tables(*flows, context, details), rest)
+        del flows  # a million of them are 120 MB: only who makes tables of them needs them now
+        counted = [*self._write_tables(tables, context.node), *counted]
         if self._metrics:
-            if self._wanted.bidirectional:  # They tell of each pod what it sent and got.
-                counted = [*flow_tables(*flows, context, details), *rest]
             self._metrics.add(concat(counted), time.monotonic() - start_s, self.live)
         self._keep(details, new)
         own = self._dns.losses() if self._dns else {}
@@ -207,16 +209,21 @@ class Flows:
         """Flows of one direction, or connections."""
         if not self._wanted.bidirectional:
             return flow_tables(*flows, context, details)
-        own = here(context.node, self._session.selection, self._held[0])
+        own = here(context.node, self._session.selection, self._unnamed())
         return connection_tables(*flows, context, details, own)
 
     def _keep(self, details: Details, new: Details) -> None:
         """Remember what those flows will need that are counted and not told."""
-        keys = np.concatenate((self._held[0], self._waiting.keys))
+        keys = np.concatenate((self._unnamed(), self._waiting.keys))
         self._details = wanted_by(details, keys)
         if self._wanted.bidirectional:
             # One end may count a packet now, and the other one in the next interval.
             self._details = added(self._details, replace(no_details(), entries=new.entries))
+
+    def _unnamed(self) -> np.ndarray:
+        """(n,) flow_key: at places that nobody has named yet."""
+        none = no_details().transit_keys
+        return np.concatenate((none, *(keys for keys, _ in self._held)))
 
     def _write_tables(self, tables: Iterable[FlowTable], node: Node) -> list[FlowTable]:
         """Write what is wanted of one interval, table by table: all at once would be large.
@@ -245,27 +252,30 @@ class Flows:
 
     def health(self) -> Health:
         """How the run is; from any thread."""
-        waiting = {"name": len(self._held[0]), "timeout": len(self._waiting)}
+        waiting = {"name": sum(len(keys) for keys, _ in self._held), "timeout": len(self._waiting)}
         told = self.live, self._sink.thrown_away, self._flows.sample_rate
         return health(self._session, waiting, *told)
 
-    def _hold_unnamed(
-        self, keys: np.ndarray, counts: np.ndarray, *, last: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What to write now: all that was held, and of the new what has a name."""
-        inventory = self._session.inventory
-        known = at_pods(keys, inventory.node)[1]
-        if (known == UNKNOWN).any() and last:
-            inventory.scan()
-        elif (known == UNKNOWN).any():
+    def _named(self, *, last: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What was counted and is told now: all that was held, and of the new what has a name."""
+        inventory, unseen = self._session.inventory, last
+        held, self._held = self._held, []
+        told_keys, told_counts = [], []
+        for index, (keys, counts) in enumerate(chain(held, self._flows.pieces())):
+            moved, known = at_pods(keys, inventory.node)
+            if unseen and (known == UNKNOWN).any():
+                unseen = False
+                inventory.scan()
+                moved, known = at_pods(keys, inventory.node)
+            hold = (known == UNKNOWN) & (index >= len(held)) & (not last)
+            if hold.any():
+                self._held.append((keys[hold], counts[hold]))
+            told = ~hold & (known != NODE_ONLY)
+            told_keys.append(moved[told])
+            told_counts.append(counts[told])
+        if self._held:
             inventory.poke()
-        hold = (known == UNKNOWN) & (not last)
-        keys = np.concatenate((self._held[0], keys))
-        counts = np.concatenate((self._held[1], counts))
-        hold = np.concatenate((np.zeros(len(self._held[0]), bool), hold))
-        self._held = keys[hold], counts[hold]
-        keys, known = at_pods(keys[~hold], inventory.node)
-        return keys[known != NODE_ONLY], counts[~hold][known != NODE_ONLY]
+        return joined(told_keys), joined(told_counts)
 
     def follow_devices(self) -> None:
         """Have packets counted on receipt at devices that are not one end of a pair."""

@@ -101,11 +101,6 @@ class FlowCounts:
             [_widened(*self._empty_half(filled))],
         )
 
-    def turn(self) -> tuple[np.ndarray, np.ndarray]:
-        """All pieces in one."""
-        keys, counts = zip(*self.pieces(), strict=True)
-        return np.concatenate(keys), np.concatenate(counts)
-
     def turn_details(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(conntrack entries (m,), keys (t,) flow_key and values (t,) flow_transit) since then."""
         return self._connections.turn()[1], *self._transits.turn()

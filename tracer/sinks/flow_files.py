@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("flat", "hubble", "parquet", "csv", "vpc")
 _MODULES = {"flat": "flow_json", "hubble": "hubble", "csv": "csv_lines", "vpc": "vpc_lines"}
-ROWS = 8192
-"""Encoded at once: what repeats among them is written once; their lines are 7 MB."""
+ROWS = 4096
+"""Encoded at once: what repeats among them is written once; their lines are 4 MB."""
 PARQUET_ROWS = 1 << 14
 PARQUET = Policy(max_bytes=64_000_000, max_age_s=300, max_backups=None)
 """What is usual for Parquet: few large files, and none removed."""

@@ -57,25 +57,25 @@ def paged(lines: Sequence[bytes], at_bytes: int, most_bytes: int = PAGE_BYTES) -
     the first, up to `most_bytes` or one page more; the last one ends where the lines do.
     """
     room = PAGE_BYTES - at_bytes % PAGE_BYTES
-    chunk = _Chunk(bytearray(), 0)
+    data, count = bytearray(), 0
     for line in lines:
-        if len(line) > room and room < PAGE_BYTES and chunk.lines:
-            _pad(chunk, room)
+        if len(line) > room and room < PAGE_BYTES and count:
+            _pad(data, room)
             room = PAGE_BYTES
-        if room == PAGE_BYTES and len(chunk.data) >= most_bytes:
-            yield chunk
-            chunk = _Chunk(bytearray(), 0)
-        chunk.data += line
-        chunk.lines += 1
+        if room == PAGE_BYTES and len(data) >= most_bytes:
+            yield _Chunk(data, count)
+            data, count = bytearray(), 0
+        data += line
+        count += 1
         room = (room - len(line)) % PAGE_BYTES or PAGE_BYTES
-    if chunk.lines:
+    if count:
         if room < ROOM_BYTES:
-            _pad(chunk, room)
-        yield chunk
+            _pad(data, room)
+        yield _Chunk(data, count)
 
 
-def _pad(chunk: _Chunk, blanks: int) -> None:
-    chunk.data[-1:] = b" " * blanks + b"\n"
+def _pad(data: bytearray, blanks: int) -> None:
+    data[-1:] = b" " * blanks + b"\n"
 
 
 def _joined(lines: Sequence[bytes]) -> Iterator[_Chunk]:

@@ -20,7 +20,7 @@ import pytest
 import zstandard
 from flow_tables import table_of
 from google.protobuf import json_format
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.errors import TracerError
@@ -37,9 +37,10 @@ from tracer.flow_table import (
     table,
     take,
 )
-from tracer.sinks import line_file
+from tracer.sinks import flow_json, line_file
 from tracer.sinks.backlog import Backlog, Piece
 from tracer.sinks.flow_files import FORMATS, Request, open_flows, usual
+from tracer.sinks.json_lines import encoded
 from tracer.sinks.rotation import Policy, backups
 
 BEGIN_NS = 1_795_385_378_123_456_789
@@ -276,25 +277,50 @@ def test_an_unknown_field_is_told(tmp_path):
         written(tmp_path, "vpc", everything(1), fields=("packets",))
 
 
+def ends_of(chunks, at):
+    """Where in the file each line ends."""
+    data = np.frombuffer(b"".join(bytes(chunk.data) for chunk in chunks), np.uint8)
+    return (at + 1 + np.flatnonzero(data == ord("\n"))).tolist()
+
+
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.integers(2, line_file.PAGE_BYTES), max_size=60),
     st.integers(0, 3 * line_file.PAGE_BYTES),
+    st.sampled_from((1, line_file.PAGE_BYTES, 3 * line_file.PAGE_BYTES)),
 )
-def test_no_write_leaves_its_page(lengths, at_bytes):
+def test_no_line_crosses_the_end_of_a_page(lengths, at, most_bytes):
     lines = [b"{" + b"x" * (length - 2) + b"\n" for length in lengths]
-    at = at_bytes
-    chunks = list(line_file.paged(lines, at))
-    for index, chunk in enumerate(chunks):
-        first, last = at // line_file.PAGE_BYTES, (at + len(chunk.data) - 1) // line_file.PAGE_BYTES
+    chunks = list(line_file.paged(lines, at, most_bytes))
+    ends = ends_of(chunks, at)
+    for begin, end in list(zip([at, *ends], ends, strict=False))[1:]:
         # Only the first line may have found a page with less room than it needs.
-        assert first == last or index == 0
-        assert chunk.data.endswith(b"\n")
+        assert begin // line_file.PAGE_BYTES == (end - 1) // line_file.PAGE_BYTES
+    assert all(chunk.data.endswith(b"\n") for chunk in chunks)
+    for chunk in chunks[:-1]:
         at += len(chunk.data)
+        assert at % line_file.PAGE_BYTES == 0
+        assert len(chunk.data) < most_bytes + 2 * line_file.PAGE_BYTES
     joined = b"".join(bytes(chunk.data) for chunk in chunks)
     assert [line.rstrip(b" ") for line in joined.split(b"\n")[:-1]] == [one[:-1] for one in lines]
     assert sum(chunk.lines for chunk in chunks) == len(lines)
-    room = -at % line_file.PAGE_BYTES
-    assert not lines or room == 0 or room >= line_file.ROOM_BYTES
+    room = -ends[-1] % line_file.PAGE_BYTES if lines else 0
+    assert room == 0 or room >= line_file.ROOM_BYTES
+
+
+@pytest.mark.parametrize("rows", [1, 7, ROWS])
+def test_lines_made_by_columns_are_those_made_by_rows(rows):
+    odd = ["flow", *('wö"rd', "a,b", "\\", "\n")[: rows - 1]]
+    told = everything(rows)
+    columns = {
+        **told.columns,
+        "type": coded(["flow"] * rows),
+        "dst.dns.name": coded([odd[at % len(odd)] for at in range(rows)]),
+        "flow.id": Column(np.arange(rows, dtype=np.uint64) + np.uint64(2**64 - rows)),
+    }
+    told = table(rows, columns)
+    assert flow_json.FlowLines().lines(told) == encoded(records(told))
+    assert flow_json.FlowLines().lines(take(told, slice(0, 0))) == []
 
 
 @pytest.mark.parametrize(("compress", "suffix"), [("gzip", ".gz"), ("zstd", ".zst"), ("none", "")])
