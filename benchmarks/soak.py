@@ -8,8 +8,8 @@ containerd runs pods. A pod opens connections to another without a pause; pods a
 send a counted number of packets and go; files rotate every few seconds and are read and removed;
 their disk fills up and is freed; containerd is killed and started again. With --step-clock the
 wall clock is set forward and back, which everything else on the machine sees, too: in a guest
-without containerd that is `scripts/kernels 6.12 -- .venv/bin/python benchmarks/soak.py --minutes 3
---connections 100 --plain --step-clock`.
+without containerd that is `scripts/kernels 6.12 -- .venv/bin/python benchmarks/soak.py --minutes 2
+--connections 20 --plain --step-clock`.
 
 Judged are: every counted packet is in the files once (unless it is in a device's sum, which the
 figures tell); all packets of the two pods with connections are those of their devices' statistics;
