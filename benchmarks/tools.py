@@ -77,6 +77,9 @@ def tools(directory: Path) -> tuple[Tool, ...]:
         _bpftrace("bpftrace-count", BPFTRACE_COUNT),
         Tool("bcc", _ours("socktop.py"), "ready"),
         Tool("empty", _ours("empty.py"), "ready"),
+        # The same hooks as trace's, and nothing done in them.
+        Tool("trace-standby-floor", on_node(*_ours("floor.py"), "--standby"), "ready"),
+        Tool("trace-floor", on_node(*_ours("floor.py")), "ready"),
     )
 
 

@@ -18,6 +18,7 @@ from tracer.analysis.drops import drop_record, place_fields
 from tracer.analysis.explain import explain
 from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
+from tracer.analysis.neighbours import asks_neighbour, neighbour_waits
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.uncollected import uncollected
 from tracer.analysis.verdict import verdict_of
@@ -52,8 +53,6 @@ HOOKS = {
     HOP.HOP_DROPPED: "kfree_skb",
 }
 """The kernel's names of where a hop was seen."""
-_ASKS_NEIGHBOUR = ("__neigh_event_send", "neigh_probe", "neigh_timer_handler")
-"""Where a clone of the packet that waits for an address is freed, once the question is sent."""
 _DROP_NAMES = ("drop.", "netfilter.", "interface.", "netns", "k8s.pod.", "mark")
 _TELLING = frozenset((HOP.HOP_ROUTE, HOP.HOP_DROPPED, HOP.HOP_CONSUMED, HOP.HOP_COPIED))
 
@@ -99,6 +98,8 @@ class _View:
     """Of each row, as the records write it."""
     bridges: dict[int, Record]
     """Row → what a bridge did there."""
+    waits: set[int]
+    """Rows that waited for the next hop's link address."""
 
 
 def _view(batch: Batch, context: Context) -> _View:
@@ -116,7 +117,10 @@ def _view(batch: Batch, context: Context) -> _View:
     fields = rows["tuple"], rows["ct"], rows["bytes"]
     times = time_texts(rows["time_ns"].astype(np.int64) + context.wall_offset_ns)
     bridges = bridge_passages(rows, batch.order, batch.columns, context.node)
-    return _View(rows, batch.columns, context, forms, telling, *fields, headers, times, bridges)
+    waits = neighbour_waits(rows, batch.order, batch.columns, context.symbol)
+    return _View(
+        rows, batch.columns, context, forms, telling, *fields, headers, times, bridges, waits
+    )
 
 
 def _headers(batch: Batch) -> list[tuple[int, bytes]]:
@@ -218,6 +222,8 @@ def _hops(path: Path, view: _View) -> list[Record]:
             hop["changes"] = text if text[0] else [f"crossed into {where(hop)}", *text[1:]]
         if row in view.bridges:
             hop.update(view.bridges[row])
+        if row in view.waits:
+            hop["changes"] = [*hop.get("changes", ()), "waited for the next hop's link address"]
         if telling[form]:
             _note_end(hop, view, row)
         hops.append(hop)
@@ -264,7 +270,7 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
         hop["location"] = context.symbol(int(columns.location[row]))
         if kind == HOP.HOP_DROPPED:
             hop["drop.reason"] = context.reason(int(columns.argument[row]))
-        elif hop["location"].partition("+")[0] in _ASKS_NEIGHBOUR:
+        elif asks_neighbour(hop["location"]):
             hop["changes"] = [*hop.get("changes", ()), "asks for the next hop's link address"]
 
 
