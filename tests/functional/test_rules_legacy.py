@@ -26,7 +26,11 @@ INFERRED = {
     "netfilter.backend": "iptables-legacy",
     "netfilter.handle": None,
 }
-NETS = ("10.244.0.0/14", "10.248.0.0/15", "172.16.0.0/12", "198.51.100.0/24", "fd00::/8")
+NETS = (
+    "10.244.0.0/24", "198.51.100.0/24", "fd00:10:244::/64",
+    "172.17.0.0/16", "172.18.0.0/16", "10.248.0.0/24", "fd00:172::/31", "fd00:10:248::/64",
+    "10.249.0.0/16", "fd00:10:249::/48",
+)  # fmt: skip
 CHOSEN = f"(udp or tcp[13] == 2) and ({' or '.join(f'net {one}' for one in NETS)})"
 """Of the nodes and their pods: datagrams, and first segments of IPv4."""
 

@@ -12,6 +12,7 @@ from lab.traffic import new_port, send_udp
 from lab.wired import Wire, wired
 
 COUNT = 7
+WAIT_S = 15
 BRIDGE = "br0"
 WIRES = {
     "one": Wire(BRIDGE, "10.251.0.2/24", "fd00:10:251::2/64", bridge=True),
@@ -19,6 +20,7 @@ WIRES = {
 }
 GATEWAY = {4: "10.251.0.1", 6: "fd00:10:251::1"}
 SOURCES = {"traced": "--rules", "inferred": "--rules=read"}
+OWN = "net 10.251.0.0/24 or net fd00:10:251::/64 or arp"
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 PORT = "to-one"
 SOMEBODYS = f"""table bridge somebodys {{
@@ -59,7 +61,7 @@ def source(request):
 
 @pytest.fixture(scope="module")
 def drops(node, source):  # noqa: ARG001 - the rules are there before it looks
-    with runner.running("drops", "-o", "json", SOURCES[source]) as live:
+    with runner.running("drops", OWN, "-o", "json", SOURCES[source]) as live:
         yield live
         done = live.stop()
     assert "Traceback" not in done.err
@@ -110,7 +112,7 @@ def test_a_rule_of_the_bridge(node, watch, source, hook, version):
     came = GATEWAY[version] if hook == "output" else one.ip(version)
     with jumping(node.node, "bridge", hook, f"udp dport {port} drop"):
         send_udp(sender, (to, port), COUNT)
-        found = watch.expect(COUNT, udp(came, to, port))
+        found = watch.expect(COUNT, udp(came, to, port), WAIT_S)
     wanted = told("bridge", hook, f"udp dport {port} drop", source)
     say(found, wanted | place(node.node), "chain inner", "bridge tracer-tests")
 
@@ -122,7 +124,7 @@ def test_a_rule_of_a_device(node, watch, source, family, version):
     port, one, to = new_port(), node.hosts["one"], node.hosts["two"].ip(version)
     with jumping(node.node, family, f"ingress device {PORT}", f"udp dport {port} drop"):
         send_udp(one.where, (to, port), COUNT)
-        found = watch.expect(COUNT, udp(one.ip(version), to, port))
+        found = watch.expect(COUNT, udp(one.ip(version), to, port), WAIT_S)
     wanted = told(family, "ingress", f"udp dport {port} drop", source)
     say(found, wanted | place(node.node, PORT), "chain inner", f"{family} tracer-tests")
 
@@ -135,7 +137,7 @@ def test_a_rule_for_arp(node, watch):
     with jumping(node.node, "arp", "input", rule):
         wire.send_frames(one.where, "eth0", request, COUNT)
         about = {"type": "drop", "network.type": "arp", "src.address": one.ip4}
-        found = watch.expect(COUNT, about)
+        found = watch.expect(COUNT, about, WAIT_S)
     say(found, told("arp", "input", rule, "inferred") | place(node.node), "arp tracer-tests")
 
 
@@ -146,7 +148,7 @@ def test_a_policy_for_arp(node, watch):
     with nft(node.node, "arp", "input", f"arp saddr ip != {two.ip4} accept; policy drop"):
         wire.send_frames(two.where, "eth0", request, COUNT)
         about = {"type": "drop", "network.type": "arp", "src.address": two.ip4}
-        found = watch.expect(COUNT, about)
+        found = watch.expect(COUNT, about, WAIT_S)
     wanted = NETFILTER | {"netfilter.policy": "drop", "netfilter.chain": "c"}
     say(found, wanted | {"netfilter.rule_source": "inferred"}, "policy")
 
@@ -163,7 +165,7 @@ def test_a_device_that_goes_takes_no_trace_with_it(node):
         node.node.ip("link delete gone0")
         watch = runner.watch(live)
         send_udp(one.where, (to, port), COUNT)
-        found = watch.expect(COUNT, udp(one.ip4, to, port))
+        found = watch.expect(COUNT, udp(one.ip4, to, port), WAIT_S)
         done = live.stop()
     assert done.code == 0, done.err
     say(found, told("netdev", "ingress", f"udp dport {port} drop", "traced"))
