@@ -71,9 +71,12 @@ def test_an_empty_hook_is_told_by_links_only(trace, packets, routed):
     way = hops.received(right.where.name)
     way = way if trace.links else [line for line in way if " nf " not in line]
     through = hops.forwarded(routed.router.name, ("to-left", "to-right"))
-    # Without INPUT only the end of what a UDP socket has read is known.
-    verdict = "delivered" if trace.links else "consumed"
-    trace.check(found, [*hops.sent(left.where.name), *through, *way], verdict)
+    way = [*hops.sent(left.where.name), *through, *way]
+    # Without INPUT only the end of what a UDP socket has read is known, and not in all kernels.
+    verdicts = ("delivered",) if trace.links else ("consumed", "unknown")
+    for record in found:
+        assert record["verdict"] in verdicts, record
+        hops.check(record, way, record["verdict"])
 
 
 def asked(packets, node, server, version):
