@@ -64,7 +64,7 @@ def send_before_the_answer(routed):
 
 
 def test_who_waits_behind_the_first(cluster, cri_env):  # noqa: ARG001 - it sweeps what was left
-    """All but one ask nothing, and wait for the same answer."""
+    """They ask nothing themselves, and wait for the same answer."""
     trace = ("trace", "udp portrange 20001-29999", "-o", "json")
     with topology.routed("-nw") as routed, runner.whole(*trace, env=cri_env) as live:
         routed.left.where.sysctl("ipv4/neigh/eth0/retrans_time_ms", 100)
@@ -74,7 +74,11 @@ def test_who_waits_behind_the_first(cluster, cri_env):  # noqa: ARG001 - it swee
             if held_s < IN_TIME_S:
                 break
         found = packets.expect(COUNT, {"dst.port": port})
-    assert [where(record) for record in found] == [["net_dev_queue"]] * COUNT
-    asking = [ASKED in hop.get("changes", ()) for record in found for hop in record["hops"]]
-    assert asking.count(True) >= 1
+    asking = [
+        record for record in found if any(ASKED in hop.get("changes", ()) for hop in record["hops"])
+    ]
+    assert asking
+    # Packets that are told later than the one that asked do not know of it.
+    assert all(where(record) == ["net_dev_queue"] for record in asking)
+    assert all(where(record) in (["net_dev_queue"], []) for record in found)
     assert {record["verdict"] for record in found} == {"delivered"}
