@@ -110,8 +110,8 @@ def test_slow(routed, cri_env):
     """A queue that lets each packet wait makes slow ones; others are not shown.
 
     The machine may stop for a while at any hop: each record has to keep the promise, and the queue
-    has to be where nearly all of the time went. With more work than CPUs, one packet in a thousand
-    or so was seen without the hops right behind the queue; why is not known yet.
+    has to be where nearly all of the time went. A kernel that does not run the programs of
+    tracepoints in every interrupt leaves out hops behind the queue: then the packet says so.
     """
     slow, fast = new_port(), new_port()
     arguments = (f"udp port {slow} or udp port {fast}", "--slow", "200ms", "-o", "json")
@@ -132,9 +132,10 @@ def test_slow(routed, cri_env):
     assert live.records()[-1]["packets"] == COUNT + 101
     for record in found:
         assert record["duration_ns"] > 200_000_000
-    told = [[hop for hop in ways.told(record) if "qdisc" not in hop] for record in found]
-    assert all(way[:10] == full_way()[:10] for way in told), "up to the queue"
-    assert len([way for way in told if way == full_way()]) > 0.9 * len(told)
+    whole = [record for record in found if "incomplete" not in record]
+    for record in whole:
+        assert [hop for hop in ways.told(record) if "qdisc" not in hop] == full_way(), record
+    assert len(whole) > 0.9 * len(found)
     assert waited_ns > 0.8 * sum(record["duration_ns"] for record in found)
 
 

@@ -21,8 +21,15 @@ OUTCOMES = ("", "accept", "drop", "stolen", "stolen or queued", "unknown")
 """What a netfilter hook did with a packet, of rows that are no netfilter hook nothing."""
 _ACCEPT, _DROP, _STOLEN, _GONE, _UNKNOWN = range(1, len(OUTCOMES))
 
-_INPUT, _OUTPUT = 1, 3
-"""NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT of linux/netfilter.h."""
+_PREROUTING, _INPUT, _OUTPUT = 0, 1, 3
+"""NF_INET_PRE_ROUTING, NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT of linux/netfilter.h."""
+_IP = (2, 10)
+"""NFPROTO_IPV4 and NFPROTO_IPV6 of the same."""
+
+_QUEUED = (HOP.HOP_DEV_QUEUE, HOP.HOP_QDISC_ENQUEUE, HOP.HOP_QDISC_DEQUEUE)
+_CROSSING = (HOP.HOP_DEV_XMIT, HOP.HOP_NETIF_RX)
+_ARRIVED = (HOP.HOP_NETIF_RX, HOP.HOP_DEV_RX, HOP.HOP_NF_ENTER, HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED)
+"""What does not follow a queue but by a driver."""
 
 Place = tuple[int, int, int, int, int, int]
 """Namespace, device, kind of hop, netfilter family and hook, index into OUTCOMES."""
@@ -57,7 +64,8 @@ class Columns:
     branched: list[bool]
     """Of each packet, whether it was cloned."""
     gaps: list[int]
-    """Of each packet, how many netfilter hooks have only one of their two records."""
+    """Of each packet, how many records at least are missing: one of a netfilter hook's two, the
+    sending that must have come before it was received, the reception before PREROUTING."""
 
 
 def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Columns:
@@ -91,7 +99,7 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
         absorbed=absorbed.tolist(),
         changes=told,
         branched=(np.maximum.reduceat(order.branch, first) > 0).tolist(),
-        gaps=np.add.reduceat(missing.astype(np.int64), first).tolist(),
+        gaps=np.add.reduceat(missing + _skipped(rows, order), first).tolist(),
     )
 
 
@@ -110,6 +118,22 @@ def _forms(
     places = zip(*(column[first].tolist() for column in place), strict=True)
     forms = zip(places, since[first].tolist(), paired[first].tolist(), strict=True)
     return list(forms), form.tolist()
+
+
+def _skipped(rows: np.ndarray, order: Order) -> NDArray[np.int64]:
+    """Of each row, how many records at least are missing between it and the one before.
+
+    Some kernels do not run a tracepoint's programs in every interrupt, and count that nowhere.
+    """
+    hops, last = rows["hop"], order.state
+    follows = (last >= 0) & (order.following[last] == np.arange(len(rows)))
+    queued = follows & np.isin(hops[last], _QUEUED)
+    unsent = queued & np.isin(hops, _ARRIVED)
+    entered = (hops == HOP.HOP_NF_ENTER) & (rows["nf_hook"] == _PREROUTING)
+    entered &= np.isin(rows["nf_family"], _IP)
+    unreceived = entered & (queued | follows & np.isin(hops[last], _CROSSING))
+    skipped: NDArray[np.int64] = unsent.astype(np.int64) + unreceived
+    return skipped
 
 
 def _outcomes(

@@ -374,7 +374,7 @@ def _incomplete(path: Path) -> str:
         told.append("its beginning was lost, or shown before")
     gaps = path.batch.columns.gaps[path.number]
     if gaps:
-        told.append(f"{gaps} of its hop records are missing")
+        told.append(f"at least {gaps} of its hop records are missing")
     if path.lost:
         told.append(f"{path.lost} hop records were lost meanwhile, perhaps of other packets")
     return "; ".join(told)

@@ -149,12 +149,31 @@ def test_ipvs_takes_a_packet_out_of_input():
 
 def test_lost_records_are_told():
     begin, _, *rest = sent()
-    assert one(begin, *rest)["incomplete"] == "1 of its hop records are missing"
+    assert one(begin, *rest)["incomplete"] == "at least 1 of its hop records are missing"
     assert one(begin, *rest)["hops"][0]["verdict"] == "unknown"
     assert one(*received())["incomplete"] == "its beginning was lost, or shown before"
     left = hop(LEAVE, 400, nf=POST)
     assert "1 of its" in one(*sent(), left)["incomplete"]
     assert "incomplete" not in one(*sent())
+
+
+@pytest.mark.parametrize(
+    ("absent", "missing"),
+    [((), 0), ((XMIT,), 1), ((RX,), 1), ((NETIF_RX, RX), 1), ((XMIT, NETIF_RX), 1),
+     ((XMIT, NETIF_RX, RX), 2)],
+)  # fmt: skip
+def test_what_the_kernel_did_not_tell_between_two_devices_is_missed(absent, missing):
+    into = (hop(ENTER, 215, netns=SERVER, nf=PRE), hop(LEAVE, 216, netns=SERVER, nf=PRE))
+    way = (*sent(), *received()[:2], *into, *received()[2:])
+    record = one(*(each for each in way if each["hop"] not in absent))
+    told = f"at least {missing} of its hop records are missing" if missing else None
+    assert record.get("incomplete") == told
+
+
+def test_a_queue_behind_a_queue_and_a_consumed_whole_miss_nothing():
+    begin = sent()[:3]
+    assert "incomplete" not in one(*begin, hop(QUEUE, 130, ifindex=5), hop(XMIT, 140, ifindex=5))
+    assert "incomplete" not in one(*begin, hop(CONSUMED, 130, flags=GONE))
 
 
 def test_losses_mark_the_packets_that_were_under_way():
