@@ -128,10 +128,9 @@ def test_selected_pods_alone_are_watched(cluster, cri_env):
 
 def test_packets_that_netfilter_does_not_see(routed, cri_env):
     """A filter that no IP packet passes is asked at the devices' queues."""
-    left = routed.left.where
-    with standby(cri_env, "arp") as live:
+    nobody = f"{routed.left.ip4}9"
+    with standby(cri_env, f"arp host {nobody}") as live:
         assert not netfilter_links()
-        left.ip("neigh flush dev eth0")
-        send_numbered(left, (routed.right.ip4, new_port()), 1)
+        send_numbered(routed.left.where, (nobody, new_port()), 1)
         until(followers, "the other hooks are attached")
         live.stop()
