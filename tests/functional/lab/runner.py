@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-READY_S = 20.0
+READY_S = 60.0
 """Until `--ready-file` appears; a cold header cache included."""
 STOP_S = 10.0
 SETTLE_S = 0.15
