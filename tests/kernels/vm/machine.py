@@ -28,6 +28,9 @@ PORTS = ("control", "out", "err")
 TIMED_OUT = 124
 """As of timeout(1)."""
 CHUNK_BYTES = 1 << 18
+POSSIBLE = 8
+"""Processors that could be added, as a node has: without preemption a kernel keeps so many returns
+of one function in sight (kretprobe), and a bridge nests four calls of nf_hook_slow."""
 PROGRAMS = {"setpriv": "util-linux", "qemu-system-x86_64": "qemu-system-x86"}
 """What a guest needs here → its Debian package."""
 COMMAND_LINE = (
@@ -120,7 +123,7 @@ def _arguments(kernel: Kernel, job: Job, directory: Path, ports: dict[str, int])
     if job.count_instructions:
         words += ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=on"]
     else:
-        words += ["-accel", "tcg,thread=multi", "-smp", str(job.processors)]
+        words += ["-accel", "tcg,thread=multi", "-smp", f"{job.processors},maxcpus={POSSIBLE}"]
     words += ["-kernel", str(kernel.image), "-initrd", str(directory / "initramfs")]
     words += ["-append", f"{COMMAND_LINE} job={directory}"]
     words += ["-serial", f"file:{directory / 'console'}"]
