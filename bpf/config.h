@@ -63,6 +63,8 @@
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions */
 #endif
 #define DEVICE_SLOTS 4096
+#define HEAD_SLOTS 16384 /* hashes of followed packets' addresses; a power of two */
+#define TRANSLATED_SLOTS (1 << 18) /* hashes of what NAT changes; a power of two */
 #define ANSWER_SLOTS 1024 /* flows of which each CPU knows an answer; a power of two */
 #define TOLD_SLOTS 16384 /* connections that each CPU knows it has told; a power of two */
 #define FLOW_SLOTS 1024 /* IPv4 flows that each CPU counts without the map; a power of two */

@@ -43,6 +43,11 @@ struct followed {
 	__u32 pad;
 };
 BPF_TABLE("lru_hash", __u64, struct followed, followed_packets, MAX_FOLLOWED);
+/* At least as many as have an address of each hash: where that is 0, none is looked up. */
+struct head_counts {
+	__u32 packets[HEAD_SLOTS];
+};
+BPF_ARRAY(head_counts, struct head_counts, 1);
 BPF_PERCPU_ARRAY(packet_ids, __u64, 1);
 /* The followed packet told last on a CPU. */
 struct last_told {
@@ -83,6 +88,11 @@ BPF_TABLE("lru_hash", struct tuple, __u32, followed_flows, MAX_FOLLOWED);
 #ifdef SELECT_PCAP
 /* Of followed connections with NAT: what the sender writes, and how that looks beyond it. */
 BPF_TABLE("lru_hash", struct tuple, struct tuple, translations, MAX_FOLLOWED);
+/* 1 at the hash of each of them, for good: where it is 0, nothing is known, and nothing looked up. */
+struct translated_hashes {
+	__u8 known[TRANSLATED_SLOTS];
+};
+BPF_ARRAY(translated_hashes, struct translated_hashes, 1);
 /* The Ethernet frame that the filter is asked about. */
 struct frame {
 	__u16 pad; /* the packet behind the Ethernet header is aligned */

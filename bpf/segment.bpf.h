@@ -67,12 +67,12 @@ static __always_inline void adopt_segment(const struct sight *sight)
 	if (!whole || !same_tuple(&whole->tuple, &sight->tuple) ||
 	    tcp_sequence(sight) - whole->sequence >= whole->bytes)
 		return;
-	known = followed_packets.lookup(&head);
+	known = followed_at(head);
 	if (known && known->signature == sight->signature)
 		return;
 	fresh.packet_id = whole->packet_id;
 	fresh.signature = sight->signature;
-	followed_packets.update(&head, &fresh);
+	follow_at(head, &fresh);
 }
 
 #endif

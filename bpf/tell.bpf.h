@@ -134,8 +134,6 @@ static __always_inline void remember(const struct hop_event *event, __u32 signat
 /* What follows from what was told, at the hops where something does. */
 static __always_inline void conclude(const struct sight *sight, const struct hop_event *event)
 {
-	__u64 head = event->head;
-
 	if (event->hop == HOP_DEV_QUEUE) {
 		/* By then NAT has settled both tuples. */
 		remember_flow(event);
@@ -143,7 +141,7 @@ static __always_inline void conclude(const struct sight *sight, const struct hop
 		remember_whole(sight, event);
 	}
 	if ((event->hop == HOP_CONSUMED || event->hop == HOP_DROPPED) && event->flags & HOP_GONE)
-		followed_packets.delete(&head);
+		unfollow(event->head);
 }
 
 /* Is the packet followed, perhaps from here on? Then `sight` has its id. */

@@ -30,6 +30,47 @@ static __always_inline void keep_following(void)
 		*until = now + FOLLOW_JIFFIES;
 }
 
+static __always_inline __u32 *head_count(__u64 head)
+{
+	int slot = 0;
+	struct head_counts *counts = head_counts.lookup(&slot);
+	/* To the verifier an address stays one, whatever is computed of it, until its bytes are swapped. */
+	__u64 hash = __builtin_bswap64(head) * 0x9e3779b97f4a7c15ULL;
+
+	return counts ? &counts->packets[(hash >> 32) & (HEAD_SLOTS - 1)] : NULL;
+}
+
+/* What is known of the packet with data at `head`, or of one that had it before. */
+static __always_inline struct followed *followed_at(__u64 head)
+{
+	__u32 *count = head_count(head);
+
+	return count && *count ? followed_packets.lookup(&head) : NULL;
+}
+
+static __always_inline void unfollow(__u64 head)
+{
+	__u32 *count = head_count(head);
+
+	if (count && !followed_packets.delete(&head))
+		__sync_fetch_and_add(count, -1);
+}
+
+/* Counted before it is there, deleted before it is replaced: a count is never too low. */
+static __always_inline struct followed *follow_at(__u64 head, struct followed *fresh)
+{
+	__u32 *count = head_count(head);
+
+	if (!count)
+		return NULL;
+	if (followed_at(head))
+		unfollow(head);
+	__sync_fetch_and_add(count, 1);
+	if (followed_packets.update(&head, fresh))
+		lose(LOSS_HOPS);
+	return followed_packets.lookup(&head);
+}
+
 static __always_inline __u64 new_packet_id(void)
 {
 	int slot = 0;
@@ -71,9 +112,7 @@ static __always_inline struct last_told *told_last(const struct sight *sight)
 /* Could it be a followed packet? */
 static __always_inline int may_be_followed(const struct sight *sight)
 {
-	__u64 head = (__u64)sight->head;
-
-	return followed_packets.lookup(&head) || told_last(sight);
+	return followed_at((__u64)sight->head) || told_last(sight);
 }
 
 /*
@@ -105,7 +144,7 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, _
 	int is_new = sight->may_begin == MUST_BEGIN, is_known, is_last;
 
 	if (anything_followed()) {
-		known = followed_packets.lookup(&head);
+		known = followed_at(head);
 		last = told_last(sight);
 	}
 	if (known)
@@ -129,7 +168,7 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, _
 		fresh.signature = last->signature;
 	} else {
 		if (is_new && known)
-			followed_packets.delete(&head);
+			unfollow(head);
 		if (is_new && last)
 			last->packet_id = 0;
 		if (!accepted(typed, sight) || !packet_selected(typed, sight))
@@ -139,8 +178,7 @@ static __always_inline struct followed *follow(int typed, struct sight *sight, _
 		fresh.signature = sight->signature;
 	}
 	keep_following();
-	followed_packets.update(&head, &fresh);
-	return followed_packets.lookup(&head);
+	return follow_at(head, &fresh);
 }
 
 #endif

@@ -18,13 +18,51 @@ static __always_inline int same_tuple(const struct tuple *one, const struct tupl
 }
 
 #ifdef SELECT_PCAP
+/* Whether anything is known of such packets: by the last bytes of addresses, and ports, as sent. */
+static __always_inline __u8 *translated_at(__be32 saddr, __be32 daddr, __be32 ports)
+{
+	int slot = 0;
+	struct translated_hashes *hashes = translated_hashes.lookup(&slot);
+	__u64 hash = (saddr | (__u64)daddr << 32) * 0x9e3779b97f4a7c15ULL;
+
+	hash = ((hash >> 32) ^ ports) * 0x9e3779b97f4a7c15ULL >> 32;
+	return hashes ? &hashes->known[hash & (TRANSLATED_SLOTS - 1)] : NULL;
+}
+
+/* Could the packet in the frame look otherwise beyond NAT? Most could not, which is soon known. */
+static __always_inline int may_be_translated(const struct frame *frame)
+{
+	__be16 ethertype = *(__be16 *)(frame->packet + ETHERTYPE_AT);
+	const __u8 *l3 = frame->packet + L2_BYTES;
+	__u8 *known;
+
+#ifdef SELECT_INNER
+	return 1; /* the frame may have the packet inside a tunnel's */
+#endif
+	if (ethertype == bpf_htons(ETH_P_IP) && l3[0] == 0x45 && has_ports(l3[9]))
+		known = translated_at(*(__be32 *)(l3 + 12), *(__be32 *)(l3 + 16),
+				      *(__be32 *)(l3 + IPV4_BYTES));
+	else if (ethertype == bpf_htons(ETH_P_IPV6) && has_ports(l3[6]))
+		known = translated_at(*(__be32 *)(l3 + 20), *(__be32 *)(l3 + 36),
+				      *(__be32 *)(l3 + IPV6_BYTES));
+	else
+		return 1;
+	return !known || *known;
+}
+
 static __always_inline void translate(const struct tuple *from, const struct tuple *to)
 {
 	struct tuple written = *from, beyond = answer_to(to);
+	__u8 *known;
 
 	if (translations.lookup(&written))
 		return;
-	translations.update(&written, &beyond);
+	known = translated_at(*(__be32 *)(from->saddr + 12), *(__be32 *)(from->daddr + 12),
+			      bpf_htons(from->sport) | (__u32)bpf_htons(from->dport) << 16);
+	if (known)
+		*known = 1;
+	if (translations.update(&written, &beyond))
+		lose(LOSS_HOPS);
 	change_version(IS_TRANSLATED);
 }
 
@@ -138,8 +176,9 @@ static __always_inline enum choice may_choose(int typed, const struct sight *sig
 		struct frame *frame = frames.lookup(&slot);
 
 		/* The filter's frame has the words already. */
-		if (frame && known_not(typed, sight, IS_TRANSLATED,
-				       (void *)frame->packet + L2_BYTES))
+		if (frame &&
+		    (!may_be_translated(frame) ||
+		     known_not(typed, sight, IS_TRANSLATED, (void *)frame->packet + L2_BYTES)))
 			return NOT_CHOSEN;
 	}
 #endif

@@ -43,8 +43,7 @@ int nf_watch(struct bpf_nf_ctx *ctx)
 
 	if (!dev || (!filter_accepts(typed, &asked) && !accepted_as_sent(&asked)))
 		return NF_ACCEPT_;
-	struct sight sight = {
-		.hop = HOP_NF_LEAVE, .may_begin = MAY_BEGIN, .may_choose = ACCEPTED};
+	struct sight sight = {.hop = HOP_NF_LEAVE, .may_begin = MAY_BEGIN, .may_choose = ACCEPTED};
 
 	see(typed, skb, dev, l3, &sight);
 	sight.nf_hook = state->hook;

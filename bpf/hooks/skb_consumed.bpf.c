@@ -9,7 +9,7 @@ int skb_consumed(unsigned long long *ctx)
 	__u64 head = (__u64)LOAD(skb->head);
 
 	/* Nearly every packet ends here: ask before looking closer. */
-	if (!anything_followed() || !followed_packets.lookup(&head))
+	if (!anything_followed() || !followed_at(head))
 		return 0;
 	see_in_socket(typed, skb, LOAD(skb->sk), &sight);
 #ifdef CONSUMED_LOCATION

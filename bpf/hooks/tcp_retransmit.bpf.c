@@ -9,7 +9,7 @@ static __always_inline void tell_retransmit(int typed, const struct sock *sk,
 					    const struct sk_buff *skb)
 {
 	__u64 head = (__u64)LOAD(skb->head);
-	struct followed *sent = anything_followed() ? followed_packets.lookup(&head) : NULL;
+	struct followed *sent = anything_followed() ? followed_at(head) : NULL;
 	struct hop_event *event;
 
 	if (!sent)
