@@ -6,6 +6,9 @@
  */
 /* For the few packets that cost more: keeps what these need out of the way of the others. */
 #define RARELY(condition) __builtin_expect(!!(condition), 0)
+/* Keeps the compiler from computing with a map's value before it was asked for NULL: old verifiers
+ * (5.10) refuse that. */
+#define KNOWN_NOT_NULL(pointer) asm volatile("" : "+r"(pointer))
 
 /*
  * bpf_rdonly_cast (6.2: a35b9af4ec2c): a kernel address as a read-only struct, for no instruction at

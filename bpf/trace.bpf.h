@@ -37,7 +37,10 @@ static __always_inline __u32 *head_count(__u64 head)
 	/* To the verifier an address stays one, whatever is computed of it, until its bytes are swapped. */
 	__u64 hash = __builtin_bswap64(head) * 0x9e3779b97f4a7c15ULL;
 
-	return counts ? &counts->packets[(hash >> 32) & (HEAD_SLOTS - 1)] : NULL;
+	if (!counts)
+		return NULL;
+	KNOWN_NOT_NULL(counts);
+	return &counts->packets[(hash >> 32) & (HEAD_SLOTS - 1)];
 }
 
 /* What is known of the packet with data at `head`, or of one that had it before. */

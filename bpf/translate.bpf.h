@@ -26,7 +26,10 @@ static __always_inline __u8 *translated_at(__be32 saddr, __be32 daddr, __be32 po
 	__u64 hash = (saddr | (__u64)daddr << 32) * 0x9e3779b97f4a7c15ULL;
 
 	hash = ((hash >> 32) ^ ports) * 0x9e3779b97f4a7c15ULL >> 32;
-	return hashes ? &hashes->known[hash & (TRANSLATED_SLOTS - 1)] : NULL;
+	if (!hashes)
+		return NULL;
+	KNOWN_NOT_NULL(hashes);
+	return &hashes->known[hash & (TRANSLATED_SLOTS - 1)];
 }
 
 /* Could the packet in the frame look otherwise beyond NAT? Most could not, which is soon known. */

@@ -81,6 +81,20 @@ int nf_leave(unsigned long long *ctx)
 #define RETURN_ADDRESS_BYTES 0
 #endif
 
+static __always_inline __u64 frame_of(struct pt_regs *ctx)
+{
+	return PT_REGS_SP(ctx) + RETURN_ADDRESS_BYTES;
+}
+
+/* What ran here before has not been seen to return: the kernel watches only so many at once. */
+static __always_inline void forget_missed(struct pt_regs *ctx)
+{
+	__u64 frame = frame_of(ctx);
+
+	if (anything_followed() && !running_hooks.delete(&frame))
+		lose(LOSS_HOPS);
+}
+
 /* Behind everything else: a program's stack is short. */
 static __always_inline void keep_running(struct pt_regs *ctx)
 {
@@ -88,11 +102,8 @@ static __always_inline void keep_running(struct pt_regs *ctx)
 		.skb = (void *)PT_REGS_PARM1(ctx),
 		.state = (void *)PT_REGS_PARM2(ctx),
 	};
-	__u64 frame = PT_REGS_SP(ctx) + RETURN_ADDRESS_BYTES;
+	__u64 frame = frame_of(ctx);
 
-	/* What ran here before has not been seen to return: the kernel watches only so many at once. */
-	if (running_hooks.lookup(&frame))
-		lose(LOSS_HOPS);
 	running_hooks.update(&frame, &running);
 }
 
@@ -100,6 +111,7 @@ int nf_enter(struct pt_regs *ctx)
 {
 	const struct nf_hook_state *state = (void *)PT_REGS_PARM2(ctx);
 
+	forget_missed(ctx);
 	if (is_ip(0, state) && enter_hook(0, (void *)PT_REGS_PARM1(ctx), state))
 		keep_running(ctx);
 	return 0;
