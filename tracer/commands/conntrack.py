@@ -37,7 +37,7 @@ from tracer.ct_tracking import Tracker
 from tracer.errors import ExitCode, TracerError
 from tracer.inventory.namespaces import run_in
 from tracer.inventory.sysctl import find_netns, netns_path, read_sysctls
-from tracer.netfilter.ct_follow import Follower
+from tracer.netfilter.ct_follow import DRAINS, Follower
 from tracer.netfilter.ct_log import KernelLog
 from tracer.session import Run, say
 from tracer.sinks import open_sink
@@ -204,7 +204,9 @@ class Conntrack:
     def end(self) -> dict[str, int]:
         """Write what is left and the end record; returns what was lost, by source."""
         self.look(last=True)
-        self.read()
+        for _ in range(DRAINS):  # more than a socket holds: who goes on sending is not waited for
+            if not self.read():
+                break
         totals = self.tracker.totals
         lost = {
             "conntrack events": self.tracker.lost,
