@@ -30,6 +30,8 @@ static __always_inline void keep_following(void)
 		*until = now + FOLLOW_JIFFIES;
 }
 
+#define NF_ACCEPT_ 1 /* what netfilter programs answer, always */
+
 static __always_inline __u32 *head_count(__u64 head)
 {
 	int slot = 0;

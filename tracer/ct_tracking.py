@@ -90,8 +90,9 @@ class Tracker:
         compare = table.begin if first else table.correct
         return compare(parts, events), events
 
-    def read(self) -> Iterator[Batch]:
-        """Yield the events that wait."""
+    def read(self, *, last: bool = False) -> Iterator[Batch]:
+        """Yield events that wait: of each namespace a buffer's, or, the `last` time, all."""
+        take = self.follower.drain if last else self.follower.read
         waiting = {netns for netns, space in self._spaces.items() if space.pending}
         for netns in waiting:
             space = self._spaces[netns]
@@ -100,7 +101,7 @@ class Tracker:
             space.pending.clear()
         for netns in self.follower.ready():
             if netns in self._spaces:
-                yield self._batch(netns, self.follower.read(netns))
+                yield self._batch(netns, take(netns))
 
     def _batch(self, netns: int, rows: NDArray[np.void]) -> Batch:
         space = self._spaces[netns]

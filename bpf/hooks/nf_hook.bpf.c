@@ -6,7 +6,6 @@
  * a hook in which something is registered.
  */
 
-#define NF_ACCEPT_ 1
 #define ACCEPTED_ 1 /* nf_hook_slow's word for: go on with it */
 
 /* Tells whether the packet is followed. */

@@ -5,7 +5,6 @@
  * accepts.
  */
 
-#define NF_ACCEPT_ 1
 #define IPS_NAT_MASK_ 0x30 /* of enum ip_conntrack_status: SRC_NAT, DST_NAT */
 
 /* Would the filter accept it as its sender wrote it? Before NAT nobody has asked. */

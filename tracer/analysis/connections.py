@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.flows import grouped, numbered
+from tracer.analysis.flows import grouped, numbered, place_codes
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -191,10 +191,7 @@ def _sum_transits(keys: np.ndarray, details: Details) -> tuple[Rows, np.ndarray]
     index = np.full(len(keys), -1)
     if not len(details.transits):
         return index, details.transits
-    codes = [
-        mixed(_codes(some)) ^ (some["netns"].astype(np.uint64) << _HALF | some["ifindex"])
-        for some in (keys, details.transit_keys)
-    ]
+    codes = [mixed(_codes(some)) ^ place_codes(some) for some in (keys, details.transit_keys)]
     row = last_of(*codes)
     rows, number = np.unique(row[row >= 0], return_inverse=True)
     index[rows] = np.arange(len(rows))
@@ -212,9 +209,11 @@ def _summed(transits: np.ndarray, number: Rows, count: int) -> np.ndarray:
 
 def pair_codes(keys: np.ndarray) -> Hashes:
     """(n,) of (n,) flow_key: the same for both directions at one place, before or after NAT."""
-    source, destination = hashed_ends(keys["tuple"])
-    place = keys["netns"].astype(np.uint64) << _HALF | keys["ifindex"]
-    return np.asarray(source + destination ^ place * _PRIMES[0])
+    return _pair_codes(keys, *hashed_ends(keys["tuple"]))
+
+
+def _pair_codes(keys: np.ndarray, source: Hashes, destination: Hashes) -> Hashes:
+    return np.asarray(source + destination ^ place_codes(keys) * _PRIMES[0])
 
 
 def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> Rows:
@@ -227,7 +226,7 @@ def handshakes_ns(keys: np.ndarray, syn_ns: np.ndarray) -> Rows:
     if not len(rows):
         return found
     source, destination = hashed_ends(keys["tuple"][rows])
-    pair = pair_codes(keys[rows])
+    pair = _pair_codes(keys[rows], source, destination)
     order = np.argsort(pair, kind="stable")
     one, other = order[:-1], order[1:]
     both = (pair[one] == pair[other]) & (source[one] == destination[other])

@@ -16,6 +16,7 @@ import numpy as np
 from tracer.analysis.addresses import MAPPED, address_bytes
 from tracer.analysis.connections import hashed_end, hashed_ends, hashed_way, last_of, mixed
 from tracer.analysis.flow_key import REQUEST_OF
+from tracer.analysis.flows import place_codes
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ def pair(
     near = at_client | ~np.isin(client, own)
     untold = ~near & (retransmits > 0) & ~np.isin(connection, connection[near])
     rows = np.flatnonzero(near | untold)
-    place = keys["netns"].astype(np.uint64) << np.uint64(32) | keys["ifindex"]
-    group = mixed(mixed(code) + place) ^ at_client.astype(np.uint64)
+    group = mixed(mixed(code) + place_codes(keys)) ^ at_client.astype(np.uint64)
     distinct, number = np.unique(group[rows], return_inverse=True)
     there, back = (
         _slots(rows, number.ravel(), len(distinct), forward[rows] == way) for way in (True, False)

@@ -93,10 +93,15 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
     return whole
 
 
+def place_codes(keys: np.ndarray) -> NDArray[np.uint64]:
+    """(n,): netns and ifindex of each record as one number."""
+    codes: NDArray[np.uint64] = keys["netns"].astype(np.uint64) << np.uint64(32) | keys["ifindex"]
+    return codes
+
+
 def distinct_places(keys: np.ndarray) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
     """Each (netns, ifindex) once, and which of them each row has."""
-    both = keys["netns"].astype(np.uint64) << np.uint64(32) | keys["ifindex"]
-    distinct, code = np.unique(both, return_inverse=True)
+    distinct, code = np.unique(place_codes(keys), return_inverse=True)
     return [(one >> 32, one & 0xFFFFFFFF) for one in distinct.tolist()], code
 
 

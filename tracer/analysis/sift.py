@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.flows import distinct_places
 from tracer.analysis.frames import netns_name
 from tracer.analysis.selection import PodSelection, marks
 from tracer.analysis.tunnel import inner_frame
@@ -115,10 +116,8 @@ def _at_interface(events: np.ndarray, node: Node, name: str) -> NDArray[np.bool_
 
 def _by_place(events: np.ndarray, value: Callable[[int, int], int]) -> NDArray[np.uint8]:
     """`value(netns, ifindex)` of each record, asked once a place."""
-    keys = events["netns"].astype(np.uint64) << np.uint64(32) | events["ifindex"]
-    places, which = np.unique(keys, return_inverse=True)
-    values = [value(place >> 32, place & 0xFFFFFFFF) for place in places.tolist()]
-    return np.array(values, np.uint8)[which]
+    places, which = distinct_places(events)
+    return np.array([value(*place) for place in places], np.uint8)[which]
 
 
 def _as_keys(addresses: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ from tracer.ct_tracking import Tracker
 from tracer.errors import ExitCode, TracerError
 from tracer.inventory.namespaces import run_in
 from tracer.inventory.sysctl import find_netns, netns_path, read_sysctls
-from tracer.netfilter.ct_follow import DRAINS, Follower
+from tracer.netfilter.ct_follow import Follower
 from tracer.netfilter.ct_log import KernelLog
 from tracer.session import Run, say
 from tracer.sinks import open_sink
@@ -148,10 +148,10 @@ class Conntrack:
         problems = self.tracker.follow(self._chosen.update(node))
         _tell_problems(problems, self.tracker.follower, fatal=is_first)
 
-    def read(self) -> bool:
-        """Write the events that wait, up to the count limit; whether there were any."""
+    def read(self, *, last: bool = False) -> bool:
+        """Write what waits, the `last` time all, up to the count limit; whether there was any."""
         have = False
-        for batch in self.tracker.read():
+        for batch in self.tracker.read(last=last):
             mask = self._chosen.mask(batch.rows) & np.isin(batch.rows["event"], self._events)
             rows = np.flatnonzero(mask)
             deaths = {
@@ -204,9 +204,7 @@ class Conntrack:
     def end(self) -> dict[str, int]:
         """Write what is left and the end record; returns what was lost, by source."""
         self.look(last=True)
-        for _ in range(DRAINS):  # more than a socket holds: who goes on sending is not waited for
-            if not self.read():
-                break
+        self.read(last=True)
         totals = self.tracker.totals
         lost = {
             "conntrack events": self.tracker.lost,

@@ -68,9 +68,8 @@ def answer(question: Question) -> RuleObject | None:
     for word, does, why in _OWN:
         if word in question.rule.text or word == chain:
             return RuleObject(_OWNER, does=does, sentence=f"{done} by Calico: {why}.")
-    comment = " ".join(one for one in _comments(question.rule) if not _HASH.fullmatch(one)).rstrip(
-        "."
-    )
+    said = (one for one in _comments(question.rule) if not _HASH.fullmatch(one))
+    comment = " ".join(said).rstrip(".")
     why = f": {comment}" if comment else ""
     return RuleObject(
         _OWNER, does=question.action or "passed on", sentence=f"{done} by Calico{why}."
@@ -79,13 +78,11 @@ def answer(question: Question) -> RuleObject | None:
 
 def _comments(rule: Rule) -> list[str]:
     """The rule's hash and what it says besides, each for itself."""
-    parts = (_BOTH.fullmatch(one) for one in comments(rule))
-    return [
-        word
-        for both, one in zip(parts, comments(rule), strict=True)
-        for word in (both.groups() if both else (one,))
-        if word
-    ]
+    words: list[str] = []
+    for comment in comments(rule):
+        both = _BOTH.fullmatch(comment)
+        words += both.groups() if both else (comment,)
+    return [word for word in words if word]
 
 
 def _policy(question: Question, found: re.Match[str]) -> RuleObject:
