@@ -45,7 +45,7 @@
 #define MAX_RUNNING_HOOKS 16384 /* followed packets in netfilter hooks at once */
 #endif
 #ifndef DROP_KEYS
-#define DROP_KEYS 8192 /* pods x reasons x locations; one value per CPU each */
+#define DROP_KEYS 4096 /* pods x reasons x locations in one tick; one value per CPU each */
 #endif
 #ifndef DROP_RATE
 #define DROP_RATE 1000 /* drops shown a second, reason and netns; 0: all */
@@ -60,7 +60,7 @@
 #define MAX_FLOW_CONNECTIONS (MAX_FLOWS / 2) /* of two directions and more each */
 #define MAX_FLOW_TRANSITS (MAX_FLOWS / 16) /* only those that had a packet timed */
 #ifndef MAX_FLOW_OTHER
-#define MAX_FLOW_OTHER 4096 /* pod devices x directions */
+#define MAX_FLOW_OTHER 4096 /* pod devices x directions in one interval */
 #endif
 #define DEVICE_SLOTS 4096
 #define HEAD_SLOTS 16384 /* hashes of followed packets' addresses; a power of two */

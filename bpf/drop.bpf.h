@@ -175,7 +175,7 @@ struct drop_counting {
 };
 BPF_PERCPU_ARRAY(drop_counting, struct drop_counting, 1);
 
-static __always_inline struct drop_count *drop_counter(const struct drop_event *event)
+static __always_inline struct drop_count *drop_counter(void *map, const struct drop_event *event)
 {
 	int slot = 0;
 	struct drop_counting *by = drop_counting.lookup(&slot);
@@ -190,18 +190,24 @@ static __always_inline struct drop_count *drop_counter(const struct drop_event *
 	by->key.ifindex = event->ifindex;
 	by->key.direction = event->direction;
 	__builtin_memcpy(by->key.pod_address, event->pod_address, ADDRESS_BYTES);
-	count = drop_counts.lookup(&by->key);
+	count = bpf_map_lookup_elem_(map, &by->key);
 	if (count)
 		return count;
-	drop_counts.update(&by->key, &by->zero);
-	return drop_counts.lookup(&by->key);
+	/* -EEXIST: another CPU was first. */
+	bpf_map_update_elem_(map, &by->key, &by->zero, BPF_NOEXIST);
+	return bpf_map_lookup_elem_(map, &by->key);
 }
 
 static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
 					struct drop_event *event)
 {
-	struct drop_count *count = drop_counter(event);
+	struct drop_count *count;
+	int slot = 0;
+	void *map = drop_counts.lookup(&slot);
 
+	if (!map)
+		return; /* it has not begun */
+	count = drop_counter(map, event);
 	if (!count) {
 		lose(LOSS_DROP_COUNTS);
 		return;

@@ -10,11 +10,16 @@
 static __always_inline void count_other(struct flow_other_key *key, __u64 packets, __u64 bytes)
 {
 	struct drop_count zero = {};
-	struct drop_count *count = flow_other.lookup(key);
+	struct drop_count *count;
+	int slot = 0;
+	void *map = flow_other.lookup(&slot);
 
+	if (!map)
+		return; /* it has not begun */
+	count = bpf_map_lookup_elem_(map, key);
 	if (!count) {
-		flow_other.update(key, &zero);
-		count = flow_other.lookup(key);
+		bpf_map_update_elem_(map, key, &zero, BPF_NOEXIST);
+		count = bpf_map_lookup_elem_(map, key);
 	}
 	if (!count) {
 		lose(LOSS_FLOW_OTHER);

@@ -30,7 +30,10 @@ BPF_PERCPU_ARRAY(scratch, struct drop_event, 1);
 
 #ifdef WITH_DROP_EVENTS
 BPF_RINGBUF_OUTPUT(drop_events, RING_PAGES);
-BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts, DROP_KEYS);
+/* Two generations, as of the flow plane's maps: what is gone from the node fills none for good. */
+BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts_0, DROP_KEYS);
+BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts_1, DROP_KEYS);
+BPF_ARRAY_OF_MAPS(drop_counts, "drop_counts_0", 1);
 BPF_TABLE("lru_hash", struct drop_limit_key, struct drop_limit, drop_limits, 4096);
 #endif
 
@@ -156,7 +159,9 @@ struct device_kind {
 BPF_ARRAY(device_kinds, struct device_kind, DEVICE_SLOTS);
 /* Devices in other namespaces whose packets do not come by a pair from the node. */
 BPF_TABLE("hash", struct place, __u32, unpaired_places, MAX_FLOW_OTHER);
-BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other, MAX_FLOW_OTHER);
+BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other_0, MAX_FLOW_OTHER);
+BPF_TABLE("percpu_hash", struct flow_other_key, struct drop_count, flow_other_1, MAX_FLOW_OTHER);
+BPF_ARRAY_OF_MAPS(flow_other, "flow_other_0", 1);
 #endif
 
 #ifdef WITH_DNS

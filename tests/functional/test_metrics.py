@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import runner
+from lab import namespaces, runner
 from lab.rules import counted, nft
-from lab.shell import until
+from lab.shell import run, until
 from lab.traffic import new_port, send_udp, udp_listener
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -201,6 +203,55 @@ def test_too_many_series_of_drops_are_one(cluster, drops):
     assert len(reasons) == 2
     assert "_other" in reasons
     assert value(found, "tracer_metrics_series_diverted_total") >= 1
+
+
+def keys_held(pid, name):
+    """The keys in those maps of process `pid` whose names begin with `name`."""
+    infos = (one.read_text().split() for one in Path(f"/proc/{pid}/fdinfo").iterdir())
+    ids = {info[info.index("map_id:") + 1] for info in infos if "map_id:" in info}
+    maps = [json.loads(run("bpftool", "-j", "map", "show", "id", one)) for one in ids]
+    named = [str(one["id"]) for one in maps if re.fullmatch(rf"{name}_\d", one.get("name", ""))]
+    assert named, (name, maps)
+    dumps = [json.loads(run("bpftool", "-j", "map", "dump", "id", one)) for one in named]
+    return [bytes(int(byte, 16) for byte in one["key"]) for dump in dumps for one in dump]
+
+
+def test_namespaces_come_and_go(cluster, drops):  # noqa: ARG001 - it sweeps away what was left
+    """What died in each stays counted; the kernel keeps nothing of those that are gone."""
+    before, after, inodes = 7, 4, []
+    names = [f"gone{number}" for number in range(3)]
+    with drops("--rate-limit", "2") as (live, url):
+
+        def counted_in(name):
+            found = {"workload": f"{namespaces.PREFIX}{name}", "reason": "NO_SOCKET"}
+            return value(samples(url), "tracer_drop_packets_total", **found) or 0
+
+        for name in names:
+            where = namespaces.create(name)
+            inodes.append(where.inode)
+            with where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for _ in range(before):
+                    sender.sendto(b"x", ("127.0.0.1", 9))
+                until(lambda name=name: counted_in(name) == before, f"{name} is counted", 30)
+                namespaces.delete(name)
+                # The socket keeps it alive, though nothing names it any more.
+                for _ in range(after):
+                    sender.sendto(b"x", ("127.0.0.1", 9))
+                until(lambda name=name: counted_in(name) == before + after, f"{name}, late", 30)
+        for name in names:
+            until(lambda name=name: counted_in(name) == before + after, f"{name} stays", 30)
+        numbers = {inode.to_bytes(4, sys.byteorder) for inode in inodes}
+        held = keys_held(live.process.pid, "drop_counts")
+        assert not [key for key in held if key[20:24] in numbers]
+        done = live.stop()
+    assert done.code == 0, done.err
+    died = [one for one in done.records if one.get("drop.reason") == "NO_SOCKET"]
+    sums = dict.fromkeys(names, 0)
+    for one in died:
+        name = one.get("netns.name", "").removeprefix(namespaces.PREFIX)
+        if one["type"] == "summary" and name in sums:
+            sums[name] += one["packets"]
+    assert sums == dict.fromkeys(names, before + after)
 
 
 def test_losses_of_drops_are_counted(cluster, drops):

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 _WHOSE = "k8s.pod.namespace", "k8s.pod.name", "k8s.owner.kind", "k8s.owner.name", "netns.name"
 
 
-def drop_sums(
-    keys: np.ndarray, packets: np.ndarray, sizes: np.ndarray, context: Context
-) -> FlowTable:
-    """One dropped flow a key: `keys` (n,) drop_key, `packets` and `sizes` (n,) sums.
+def drop_sums(keys: np.ndarray, counts: np.ndarray, context: Context) -> FlowTable:
+    """One dropped flow a key: `keys` (n,) drop_key, `counts` (n, cpus) drop_count.
 
     Whose: the pod, or where there is none the network namespace.
     """
@@ -36,7 +34,7 @@ def drop_sums(
             "verdict": constant("dropped", rows),
             **{name: coded([one.get(name) for one in whose]) for name in _WHOSE},
             "drop.reason": coded([context.reason(int(key["reason"])) for key in keys]),
-            "packets": Column(packets),
-            "bytes": Column(sizes),
+            "packets": Column(counts["packets"].sum(axis=1)),
+            "bytes": Column(counts["bytes"].sum(axis=1)),
         },
     )

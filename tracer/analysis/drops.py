@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tracer.analysis import checksum
 from tracer.analysis.conntrack import conntrack_fields
-from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
+from tracer.analysis.names import pod_at, service_fields, who_fields
 from tracer.analysis.netfilter import netfilter_place
 from tracer.analysis.packet import parse
 from tracer.analysis.selection import owner
@@ -160,31 +160,3 @@ def drop_record(event: np.void, context: Context, *, with_stack: bool = False) -
     if with_stack:
         record["drop.stack"] = stack
     return record
-
-
-def summary_records(keys: np.ndarray, counts: np.ndarray, context: Context) -> list[Record]:
-    """Exact totals by pod (or else netns) × reason × location, most packets first.
-
-    `keys` is (n,) drop_key, `counts` (n, cpus) drop_count.
-    """
-    sums = {name: counts[name].sum(axis=1) for name in ("packets", "bytes", "shown")}
-    table: dict[tuple[tuple[str, Any], ...], list[int]] = {}
-    for index, key in enumerate(keys):
-        group = {
-            **_charged_fields(context.node, key),
-            "drop.reason": context.reason(int(key["reason"])),
-            "drop.location": context.symbol(int(key["location"])),
-        }
-        row = table.setdefault(tuple(group.items()), [0, 0, 0])
-        for column, name in enumerate(sums):
-            row[column] += int(sums[name][index])
-    return [
-        {"type": "summary", **dict(group), **dict(zip(sums, row, strict=True))}
-        for group, row in sorted(table.items(), key=lambda item: -item[1][0])
-    ]
-
-
-def _charged_fields(node: Node, key: np.void) -> Record:
-    """The pod, or where there is none the network namespace."""
-    netns = int(key["netns"])
-    return pod_fields("", owner(node, key)) or place_fields(node, netns, 0)

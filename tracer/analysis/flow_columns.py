@@ -132,14 +132,12 @@ def drop_table(
 
 
 def other_table(
-    keys: Numbers,
-    packets: Numbers,
-    sizes: Numbers,
-    context: Context,
-    now_ns: int,
-    sample_rate: int = 1,
+    keys: Numbers, counts: Numbers, context: Context, now_ns: int, sample_rate: int = 1
 ) -> FlowTable:
-    """What found no room in the flow map, summed by pod device: `keys` (n,) flow_other_key."""
+    """What found no room in the flow map, summed by pod device.
+
+    `keys` is (n,) flow_other_key, `counts` (n, cpus) drop_count.
+    """
     pods = Pods(context.node)
     rates = np.full(len(keys), sample_rate, np.uint16)
     columns = _common(keys, context, pods, pods.at_places(keys), keys["direction"])
@@ -147,8 +145,8 @@ def other_table(
         **_times(np.full(len(keys), now_ns), np.full(len(keys), now_ns)),
         "verdict": constant("forwarded", len(keys)),
         "flow.other": Column(np.ones(len(keys), bool)),
-        "packets": Column(packets),
-        "bytes": Column(sizes),
+        "packets": Column(counts["packets"].sum(axis=1)),
+        "bytes": Column(counts["bytes"].sum(axis=1)),
         "sample.rate": numbers(rates, rates > 1),
     }
     return as_table(len(keys), columns)

@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracer.analysis.drops import drop_record, summary_records
+from tracer.analysis.drops import drop_record
 from tracer.analysis.frames import frames
 from tracer.analysis.rule_fields import told_by_rules
 from tracer.attribution.naming import RuleNaming, rule_naming
 from tracer.commands import options
-from tracer.commands.drop_metrics import DropMetrics
+from tracer.commands.drop_counts import DropCounts
 from tracer.commands.metrics import add_metrics, health, open_metrics
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode, TracerError
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tracer.sinks import Sink
 
 TICK_S = 1.0
-"""How often losses are looked at."""
+"""How often losses and counts are looked at."""
 PACE_S = 0.02
 """Least time between two reads of the ring: under load, batches instead of wake-ups."""
 DEFAULT_RATE = 1000
@@ -189,10 +189,8 @@ class Drops:
             if self._recorder:
                 self._recorder.lost(source, count)
 
-    def summarise(self) -> None:
-        """Write exact totals and the end record."""
-        keys, counts = self._session.map("drop_counts", "drop_key", "drop_count").read()
-        records = summary_records(keys, counts, self._session.context())
+    def summarise(self, records: list[Record]) -> None:
+        """Write exact totals, `records`, and the end record."""
         hidden = any(
             record["packets"] > record["shown"]
             for record in records
@@ -230,7 +228,7 @@ def _follow(
     args: argparse.Namespace,
     drops: Drops,
     rules: RuleNaming | None,
-    metrics: DropMetrics | None,
+    counts: DropCounts,
 ) -> None:
     """Until the run ends: read batches, tell losses; then whatever is left in the ring."""
     info, fd = session.loaded.maps["drop_events"]
@@ -255,8 +253,7 @@ def _follow(
         drops.show_named()
         if time.monotonic() - tick_s >= TICK_S:
             drops.tell_losses()
-            if metrics:
-                metrics.count(drops.shown)
+            counts.take(drops.shown)
             tick_s = time.monotonic()
     session.loaded.detach()
     rest = ring.take()
@@ -295,9 +292,9 @@ def run(args: argparse.Namespace) -> ExitCode:
             drops = Drops(session, sink, capture, recorder, rules, with_stack=args.stack)
             look = partial(_health, session, rules)
             with metrics.following(look) if metrics else nullcontext():
-                counts = DropMetrics(session, metrics) if metrics else None
+                counts = DropCounts(session, metrics)
                 _follow(session, args, drops, rules, counts)
-            drops.summarise()
+            drops.summarise(counts.summary())
     for output in (sink, capture, recorder):
         if output:
             output.close()

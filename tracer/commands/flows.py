@@ -38,7 +38,7 @@ from tracer.commands.flow_budget import Budget, add_budget
 from tracer.commands.metrics import Metrics, add_metrics, health, open_metrics
 from tracer.errors import ExitCode
 from tracer.flow_table import concat, take
-from tracer.kernel.flow_maps import FlowCounts, Generations, Growing
+from tracer.kernel.flow_maps import FlowCounts, Generations
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.maps import possible_cpus
 from tracer.kernel.program import Program
@@ -143,9 +143,10 @@ class Flows:
         self._metrics, self._budget, self.live = metrics, budget, 0
         self._session, self._sink, self._wanted = session, sink, wanted
         self._waiting = FlowCache(wanted.timeouts, wanted.most_held, both_ways=wanted.bidirectional)
+        # First of all: it takes what comes before the others have begun.
+        self._other = Generations(session.loaded, "flow_other", "flow_other_key", "drop_count")
         self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
-        self._other = Growing(session.loaded, "flow_other", "flow_other_key", "drop_count")
         self._held = list(self._flows.pieces())
         """Of places that nobody has named yet."""
         self._details = no_details()
@@ -173,8 +174,8 @@ class Flows:
         context = replace(self._session.context(), dns=self._dns.names if self._dns else None)
         interval_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
         self._begin_ns = now_ns
-        self.packets += int(flows[1]["packets"].sum()) + int(other[1].sum())
-        other = at_pods(other[0], context.node)[0], *other[1:]
+        self.packets += int(flows[1]["packets"].sum() + other[1]["packets"].sum())
+        other = at_pods(other[0], context.node)[0], other[1]
         rest = (
             drop_table(*drops, context, interval_ns),
             other_table(*other, context, interval_ns[1], sample_rate),

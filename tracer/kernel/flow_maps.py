@@ -147,28 +147,3 @@ def _widened(keys4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
         flow[name][:, 10:12] = 0xFF
         flow[name][:, 12:] = keys4[name]
     return keys, counts
-
-
-class Growing:
-    """A map whose sums only grow; `turn` tells what came since the last turn."""
-
-    def __init__(self, loaded: Loaded, name: str, key: str, value: str) -> None:
-        structs = layout().structs
-        self._map = Map(*loaded.maps[name], structs[key], structs[value])
-        self._before: dict[bytes, tuple[int, int]] = {}
-
-    def turn(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(keys, packets, bytes) that grew."""
-        keys, values = self._map.read()
-        packets, sizes = (values[name].sum(axis=1) for name in ("packets", "bytes"))
-        grown = []
-        for index in range(len(keys)):
-            key = keys[index].tobytes()
-            now = int(packets[index]), int(sizes[index])
-            before = self._before.get(key, (0, 0))
-            if now != before:
-                grown.append(index)
-                packets[index] -= np.uint64(before[0])
-                sizes[index] -= np.uint64(before[1])
-                self._before[key] = now
-        return keys[grown], packets[grown], sizes[grown]

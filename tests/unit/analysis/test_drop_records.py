@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tracer.analysis.addresses import address_bytes
-from tracer.analysis.drops import Context, drop_record, summary_records
+from tracer.analysis.drops import Context, drop_record
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
 
@@ -125,27 +125,6 @@ def test_the_stack_comes_on_demand():
     event["stack"][:2] = (0x1000, 0x2000)
     record = drop_record(event, CONTEXT, with_stack=True)
     assert record["drop.stack"] == ["nft_do_chain+0x5", "udp_rcv+0x1"]
-
-
-def test_a_summary_adds_up_cpus_devices_and_directions_and_sorts():
-    structs = layout().structs
-    keys = np.zeros(4, structs["drop_key"])
-    keys["location"], keys["reason"] = (0x1000, 0x1000, 0x2000, 0x1000), (12, 12, 2, 12)
-    keys["netns"] = (NODE_NETNS, POD_NETNS, POD_NETNS, 4026532002)
-    keys["ifindex"] = (7, 2, 2, 9)
-    counts = np.zeros((4, 2), structs["drop_count"])
-    counts["packets"] = ((1, 2), (3, 0), (0, 1), (100, 1))
-    counts["bytes"] = counts["packets"] * 10
-    counts["shown"] = ((1, 1), (1, 0), (0, 1), (5, 0))
-    rows = [
-        (r["k8s.pod.name"], r["drop.reason"], r["packets"], r["bytes"], r["shown"])
-        for r in summary_records(keys, counts, CONTEXT)
-    ]
-    assert rows == [
-        ("api-1", "NETFILTER_DROP", 101, 1010, 5),
-        ("web-1", "NETFILTER_DROP", 6, 60, 3),
-        ("web-1", "NOT_SPECIFIED", 1, 10, 1),
-    ]
 
 
 def test_before_5_17_there_are_no_reasons():

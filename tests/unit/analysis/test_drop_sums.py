@@ -27,8 +27,10 @@ def counted(*rows):
     keys = np.zeros(len(rows), layout().structs["drop_key"])
     for at, (netns, reason, _) in enumerate(rows):
         keys[at]["netns"], keys[at]["reason"], keys[at]["location"] = netns, reason, at
-    packets = np.array([row[2] for row in rows], np.uint64)
-    return keys, packets, packets * np.uint64(100)
+    counts = np.zeros((len(rows), 2), layout().structs["drop_count"])
+    counts["packets"][:, 1] = [row[2] for row in rows]
+    counts["bytes"] = counts["packets"] * 100
+    return keys, counts
 
 
 def test_places_of_one_pod_and_reason_are_one_sum():

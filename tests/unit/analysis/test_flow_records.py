@@ -160,9 +160,12 @@ def test_a_drop_on_the_node_is_the_pods_and_a_strangers_is_left_out():
 def test_the_rest_is_summed_by_pod():
     keys = np.zeros(1, STRUCTS["flow_other_key"])
     keys["netns"], keys["ifindex"], keys["direction"] = POD_NETNS, 2, 1
-    (record,) = records(other_table(keys, np.array([11]), np.array([1100]), CONTEXT, 5))
+    counts = np.zeros((1, 2), STRUCTS["drop_count"])
+    counts["packets"], counts["bytes"] = (4, 7), (400, 700)
+    (record,) = records(other_table(keys, counts, CONTEXT, 5))
     assert record["flow.other"] is True
-    assert (record["k8s.pod.name"], record["packets"]) == ("web-1", 11)
+    told = record["k8s.pod.name"], record["packets"], record["bytes"]
+    assert told == ("web-1", 11, 1100)
 
 
 def test_a_drop_in_the_receivers_namespace_is_the_receivers_whatever_the_kernel_knew_first():

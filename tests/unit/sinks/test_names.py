@@ -11,7 +11,8 @@ from hop_rows import recording
 
 from tracer import flow_table
 from tracer.analysis.conntrack import conntrack_fields
-from tracer.analysis.drops import Context, drop_record, summary_records
+from tracer.analysis.drop_totals import DropTotals
+from tracer.analysis.drops import Context, drop_record
 from tracer.analysis.latency import Latency
 from tracer.analysis.netfilter import netfilter_place
 from tracer.analysis.packet import parse
@@ -66,10 +67,12 @@ def emitted():
     keys = np.zeros(1, layout().structs["drop_key"])
     counts = np.zeros((1, 2), layout().structs["drop_count"])
     keys["netns"] = 5
+    totals = DropTotals()
+    totals.add(keys, counts, context)
     stack = ["nft_do_chain+0x1", "nft_do_chain_ipv4+0x1", "nf_hook_slow+0x1", "ip_forward+0x1"]
     records = [
         drop_record(event, context, with_stack=True),
-        *summary_records(keys, counts, context),
+        *totals.records(context),
         *(parse(*packet) for packet in PACKETS),
         netfilter_place(stack[0], stack),
         conntrack_fields(event["ct"]),
