@@ -129,18 +129,8 @@ class Cost:
     per_call_ns: float
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One command, its hooks attached in some ways."""
-
-    ways: dict[str, str]
-    """Hook → kind of way."""
-    costs: list[Cost]
-    """Of each of its functions that is called."""
-
-
-def measure(routed: Routed, command: str, options: Iterable[str], count: int) -> Run:
-    """Run `command` while packets pass."""
+def measure(routed: Routed, command: str, options: Iterable[str], count: int) -> list[Cost]:
+    """Run `command` while packets pass: each of its functions that is called."""
     before = totals()
     with runner.running(command, *COMMANDS[command], *options) as live:
         settled = totals()
@@ -156,17 +146,17 @@ def measure(routed: Routed, command: str, options: Iterable[str], count: int) ->
         if name in hooks and calls > had:
             hook, per_call_ns = hooks[name], (time_ns - had_ns) / (calls - had)
             costs.append(Cost(name, hook, ways[hook], calls - had, per_call_ns))
-    return Run(ways, costs)
+    return costs
 
 
 def every_way(routed: Routed, command: str, count: int) -> Iterator[Cost]:
     """What each function costs in each way that this kernel has, each once."""
-    attached: set[tuple[str, str]] = set()
+    called: set[tuple[str, str]] = set()
     runs = [forced(command, kind) for kind in open_kinds_of(command)]
     for options in [*runs, [STANDBY]] if command == "trace" else runs:
-        run = measure(routed, command, options, count)
-        yield from (cost for cost in run.costs if (cost.hook, cost.way) not in attached)
-        attached |= run.ways.items()
+        costs = measure(routed, command, options, count)
+        yield from (cost for cost in costs if (cost.hook, cost.way) not in called)
+        called |= {(cost.hook, cost.way) for cost in costs}
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ BARS = (
     ("flows", "slower_percent", "iperf-1", 1.0),
     ("flows", "slower_percent", "iperf-8", 1.0),
     ("flows", "slower_percent", "iperf-64", 1.0),
+    ("trace", "slower_percent", "udp", 3.0),
     ("trace-standby", "slower_percent", "udp", 3.0),
     ("trace-sampled", "slower_percent", "udp", 5.0),
     ("drops", "percent_of_baseline", "udp", 1.0),

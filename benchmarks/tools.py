@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from two_pods import NODE, PODS, on_node
+from two_pods import NODE, PODS, blast, compile_blast, on_node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 READY_S = 30.0
+HEAVY_MILLISECONDS = 500
+"""Of traffic, until a tool looks whether it is heavy."""
 SETTLE_S = 0.2
 STOP_S = 120.0
 """A million flows are still to be written."""
@@ -39,7 +42,7 @@ END { clear(@packets); clear(@bytes); }
 """
 """Where `tracer flows` counts: a packet between pods is counted twice."""
 MOST_FLOWS = 131_072
-MAIN_TOOLS = ("drops", "flows", "trace-standby", "tcpdump", "bpftrace")
+MAIN_TOOLS = ("drops", "flows", "trace", "tcpdump", "bpftrace")
 """What is compared where nothing else is asked for."""
 TRACER = (sys.executable, "-I", "-m", "tracer")
 
@@ -54,6 +57,8 @@ class Tool:
     """What it writes once it watches."""
     stdout_matters: bool = False
     """`ready` comes on stdout, not on stderr."""
+    settled: str = ""
+    """What it writes once it has got used to heavy traffic."""
 
 
 def tools(directory: Path) -> tuple[Tool, ...]:
@@ -68,8 +73,9 @@ def tools(directory: Path) -> tuple[Tool, ...]:
         Tool("drops", on_node(*TRACER, "drops", "--concurrent", "-o", "json"), "\ntracing"),
         Tool("flows", on_node(*TRACER, "flows", "--concurrent", *flows), "\ntracing"),
         # A selection that nothing on the bench matches; one packet of a hundred; every packet.
+        Tool("trace", on_node(*trace, "udp port 1"), "\ntracing", settled="\non standby: "),
         Tool("trace-standby", on_node(*trace, "--standby", "udp port 1"), "\ntracing"),
-        Tool("trace-none", on_node(*trace, "udp port 1"), "\ntracing"),
+        Tool("trace-hooks", on_node(*trace, "--standby=never", "udp port 1"), "\ntracing"),
         Tool("trace-sampled", on_node(*trace, "--sample", "1/100"), "\ntracing"),
         Tool("trace-all", on_node(*trace), "\ntracing"),
         Tool("tcpdump", (*node, *tcpdump), "listening on"),
@@ -146,19 +152,32 @@ def running(tool: Tool, directory: Path) -> Iterator[Running]:
             stderr=output,
         )
     try:
-        _wait_ready(tool, process, said)
+        _wait_for(tool, tool.ready, process, said)
         time.sleep(SETTLE_S)
+        if tool.settled:
+            burst = partial(blast, compile_blast(directory), "udp", HEAVY_MILLISECONDS)
+            _wait_for(tool, tool.settled, process, said, meanwhile=burst)
         yield Running(_leaves(process.pid))
     finally:
         _stop(process)
 
 
-def _wait_ready(tool: Tool, process: subprocess.Popen[bytes], said: Path) -> None:
+def _nap() -> None:
+    time.sleep(0.02)
+
+
+def _wait_for(
+    tool: Tool,
+    words: str,
+    process: subprocess.Popen[bytes],
+    said: Path,
+    meanwhile: Callable[[], object] = _nap,
+) -> None:
     end = time.monotonic() + READY_S
-    while tool.ready not in "\n" + (text := said.read_text(errors="replace")):
+    while words not in "\n" + (text := said.read_text(errors="replace")):
         if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{tool.name} did not start: {text.strip()[-500:]}")
-        time.sleep(0.02)
+            raise RuntimeError(f"{tool.name} did not say {words!r}: {text.strip()[-500:]}")
+        meanwhile()
 
 
 def _leaves(pid: int) -> tuple[psutil.Process, ...]:

@@ -1,4 +1,4 @@
-"""`trace --standby`: one hook chooses; the others come with the first packet that is chosen."""
+"""`trace` on standby: one hook chooses; the others come with the first packet that is chosen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 from lab import rules, runner, topology, ways
 from lab.leftovers import netfilter_links
 from lab.shell import until
-from lab.traffic import new_port, send_numbered, udp_listener
+from lab.traffic import flood, new_port, send_numbered, udp_listener
 
 COUNT = 7
+STANDBY_S = 60
+"""Ten seconds of heavy traffic, on a machine that other work may keep from sending it."""
 LINKS = 4
 """Of one namespace on standby: INPUT and POSTROUTING, of IPv4 and IPv6."""
 
@@ -46,6 +48,12 @@ def packets_of(done):
     return sorted((r for r in done.records if r["type"] == "packet"), key=lambda r: r["time"])
 
 
+def whole_way():
+    """Of a packet through `routed`, to the socket."""
+    through = ways.forwarded("trt-router", ("to-left", "to-right"))
+    return ways.sent("trt-left") + through + ways.received("trt-right")
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_hooks_come_with_the_first_packet(routed, cri_env):
     """Nothing is attached for packets that nobody chose; a packet that came before says so."""
@@ -69,12 +77,58 @@ def test_hooks_come_with_the_first_packet(routed, cri_env):
     first, *later = packets_of(done)
     assert "standby" in first["incomplete"]
     assert first["dst.port"] == chosen
-    through = ways.forwarded("trt-router", ("to-left", "to-right"))
-    way = ways.sent("trt-left") + through + ways.received("trt-right")
     assert len(later) == COUNT
     for record in later:
-        ways.check(record, way, "delivered")
+        ways.check(record, whole_way(), "delivered")
         assert "incomplete" not in record
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_heavy_traffic_that_is_not_chosen_meets_few_hooks(routed, cri_env):
+    """Unasked: standby once the node is busy with other packets, all hooks with the next chosen."""
+    chosen, other = new_port(), new_port()
+    with (
+        runner.running("trace", f"udp port {chosen}", "-o", "json", env=cri_env) as live,
+        udp_listener(routed.right.where, chosen) as listener,
+        udp_listener(routed.right.where, other),
+    ):
+
+        def send(count):
+            send_numbered(routed.left.where, (routed.right.ip4, chosen), count)
+
+        assert followers()
+        with flood(routed.left.where, (routed.right.ip4, other)):
+            live.wait_for_line(lambda line: line.startswith("on standby: "), STANDBY_S)
+            until(lambda: not followers(), "the hooks are gone")
+            wake(live, send)
+            send(COUNT)
+            for _ in range(1 + COUNT):
+                listener.recv(100)
+        done = live.stop()
+    first, *later = packets_of(done)
+    assert "standby" in first["incomplete"]
+    assert len(later) == COUNT
+    for record in later:
+        ways.check(record, whole_way(), "delivered")
+        assert "incomplete" not in record
+    assert done.err.count("on standby: ") == 1
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_never(routed, cri_env):
+    """Asked to keep every hook, it has no program for standby."""
+    chosen = new_port()
+    with (
+        runner.whole(
+            "trace", f"udp port {chosen}", "--standby=never", "-o", "json", env=cri_env
+        ) as live,
+        udp_listener(routed.right.where, chosen) as listener,
+    ):
+        assert "nf-watch" not in live.err
+        send_numbered(routed.left.where, (routed.right.ip4, chosen), COUNT)
+        for _ in range(COUNT):
+            listener.recv(100)
+        until(lambda: len(live.records()) == COUNT, "all are told")
 
 
 @pytest.mark.parametrize("looks", ["before", "after"])

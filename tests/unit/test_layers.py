@@ -19,7 +19,7 @@ LAYERS = {
     | {"metrics"},
     "session": {"", "instance", "model", "layout", "errors"}
     | {"kernel", "inventory", "cluster", "analysis", "sinks"},
-    "followers": {"", "nf_cover", "model", "errors", "kernel", "analysis"},
+    "followers": {"", "nf_cover", "model", "errors", "inventory", "kernel", "analysis"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
     "attribution": {"", "model", "layout", "errors", "inventory", "netfilter", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},

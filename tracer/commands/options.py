@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tracer.analysis.labels import parse_selector
 from tracer.analysis.selection import PodSelection
+from tracer.analysis.watch import ALWAYS, AUTO, NEVER
 from tracer.attribution.rule_services import RuleServices
 from tracer.cluster.credentials import connect
 from tracer.errors import TracerError
@@ -17,7 +18,7 @@ from tracer.session import Limits
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tracer.cluster.cluster import Cluster
 
@@ -112,12 +113,33 @@ def add_rules(parser: argparse.ArgumentParser, default: str) -> None:
     """--rules[=trace|read|off]: how the rules behind verdicts are found; else as `default`."""
     told = "without it only Services are read from them" if default == NO_RULES else None
     group = parser.add_argument_group("rules", told)
-    for way, text in RULES.items():
-        # Each form by its whole name: with nargs="?" argparse would take the FILTER for a value.
-        names = ["--rules"] * (way == "trace") + [f"--rules={way}"]
-        shown = f"{text} (the default)" if way == default else text
-        group.add_argument(*names, dest="rules", action="store_const", const=way, help=shown)
+    _add_words(group, "rules", RULES, bare="trace", default=default)
     parser.set_defaults(rules=default)
+
+
+STANDBY = {
+    AUTO: "go on standby while the node receives many packets and none is chosen",
+    ALWAYS: "nearly nothing is attached until a packet is chosen, whose path is incomplete",
+    NEVER: "keep every hook attached",
+}
+
+
+def add_standby(parser: argparse.ArgumentParser) -> None:
+    """--standby[=auto|always|never]: when nearly nothing is attached."""
+    group = parser.add_argument_group("standby")
+    _add_words(group, "standby", STANDBY, bare=ALWAYS, default=AUTO)
+    parser.set_defaults(standby=AUTO)
+
+
+def _add_words(
+    group: argparse._ArgumentGroup, option: str, words: Mapping[str, str], bare: str, default: str
+) -> None:
+    """--OPTION=WORD for each of `words` → what it does; --OPTION alone means `bare`."""
+    for word, text in words.items():
+        # Each form by its whole name: with nargs="?" argparse would take the FILTER for a value.
+        names = [f"--{option}"] * (word == bare) + [f"--{option}={word}"]
+        shown = f"{text} (the default)" if word == default else text
+        group.add_argument(*names, dest=option, action="store_const", const=word, help=shown)
 
 
 def add_path_selection(parser: argparse.ArgumentParser) -> None:

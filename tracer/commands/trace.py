@@ -31,7 +31,7 @@ from tracer.commands import options
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode
 from tracer.explaining import Explainer
-from tracer.followers import Followers, followers, wanted_hooks
+from tracer.followers import Followers, deferred, wanted_hooks
 from tracer.kernel.pcap import accepts_any, match_function
 from tracer.kernel.program import Program
 from tracer.kernel.ring import open_ring
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_path_selection(parser)
     options.add_path_output(parser)
     options.add_rules(parser, default=options.NO_RULES)
+    options.add_standby(parser)
     options.add_run_options(parser)
     parser.add_argument(
         "--snaplen",
@@ -73,12 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=layout().constants["SNAPLEN"],
         metavar="BYTES",
         help="of each hop's packet, Ethernet header included (%(default)s)",
-    )
-    parser.add_argument(
-        "--standby",
-        action="store_true",
-        help="for busy nodes: one hook chooses, the others are attached once a packet is chosen; "
-        "the paths of packets before that are incomplete",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
@@ -104,8 +99,8 @@ def _program(args: argparse.Namespace) -> Program:
         if args.inner:
             defines["SELECT_INNER"] = ""
         pcap = match_function(" ".join(args.filter))
-    hooks, deferred = wanted_hooks(standby=args.standby), followers(standby=args.standby)
-    return Program(hooks, defines, pcap, deferred, options.attach_ways(args))
+    hooks, waiting = wanted_hooks(args.standby), deferred(args.standby)
+    return Program(hooks, defines, pcap, waiting, options.attach_ways(args))
 
 
 class Outputs:
@@ -248,15 +243,15 @@ def _open(session: Session, ring: str, dtype: np.dtype[np.void]) -> RecordReader
 
 def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
     ip_only = accepts_any(" ".join(args.filter), "ip or ip6")
-    behind = Followers(session.loaded, session.selection, standby=args.standby, ip_only=ip_only)
-    for warning in behind.attend(session.inventory.node, chosen=False):
-        say(f"warning: {warning}")
+    behind = Followers(session.loaded, session.selection, args.standby, ip_only=ip_only)
+    for line in behind.attend(session.inventory.node, chosen=False):
+        say(line)
     session.announce(args.ready_file)
     while session.running:
         session.wait(TICK_S, *trace.descriptors)
         chosen = trace.read()
-        for warning in behind.attend(session.inventory.node, chosen=chosen):
-            say(f"warning: {warning}")
+        for line in behind.attend(session.inventory.node, chosen=chosen):
+            say(line)
         trace.whole_since_ns = behind.whole_since_ns
         if chosen:
             session.wait(PACE_S)

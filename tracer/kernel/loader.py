@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import TracerError
@@ -37,12 +37,11 @@ class Loaded:
     """Optional hooks that could not be attached, and why."""
     programs: Mapping[str, int]
     """BPF function → program fd."""
-    links: list[int]
+    links: dict[str, list[int]]
+    """Hook → where it is attached now, netfilter programs aside."""
     drop_reasons: Mapping[int, str]
     """Value of enum skb_drop_reason → name; empty where the kernel has none."""
     warnings: tuple[str, ...]
-    later: list[int] = field(default_factory=list)
-    """Links of deferred hooks."""
 
     @property
     def degraded(self) -> bool:
@@ -50,23 +49,25 @@ class Loaded:
         return bool(self.missing) or any(way.refused and not way.full for way in self.attached)
 
     def attach(self, hook: str) -> None:
-        """Attach a deferred hook now, until `withdraw`. Raises OSError."""
+        """Attach a hook that is not, until `withdraw`. Raises OSError."""
+        if hook in self.links:
+            return
         way = next(way for way in self.attached if way.hook == hook)
         row = next(row for row in HOOKS if row.name == hook)
+        links = self.links[hook] = []
         for function in row.functions:
             fd, at_exit = self.programs[function], row.runs_at_exit(function)
-            self.later.append(attach(fd, way.way, way.target, at_exit=at_exit))
+            links.append(attach(fd, way.way, way.target, at_exit=at_exit))
 
-    def withdraw(self) -> None:
-        """Detach the deferred hooks again."""
-        while self.later:
-            os.close(self.later.pop())
+    def withdraw(self, *hooks: str) -> None:
+        """Detach those of `hooks` that are attached."""
+        for hook in hooks:
+            for link in self.links.pop(hook, ()):
+                os.close(link)
 
     def detach(self) -> None:
         """No event and no count comes after this; maps stay readable."""
-        self.withdraw()
-        while self.links:
-            os.close(self.links.pop())
+        self.withdraw(*self.links)
 
     def close(self) -> None:
         """Detach and give everything back to the kernel."""
@@ -79,6 +80,11 @@ class Loaded:
 def _loaded(answer: dict[str, Any], descriptors: list[int]) -> Loaded:
     maps = [MapInfo(**info) for info in answer["maps"]]
     held = dict(zip(answer["held"], descriptors[len(maps) :], strict=True))
+    links: dict[str, list[int]] = {}
+    for hook in HOOKS:
+        made = [held[name] for f in hook.functions if (name := f"link:{f}") in held]
+        if made:
+            links[hook.name] = made
     return Loaded(
         maps={info.name: (info, fd) for info, fd in zip(maps, descriptors, strict=False)},
         attached=tuple(
@@ -90,7 +96,7 @@ def _loaded(answer: dict[str, Any], descriptors: list[int]) -> Loaded:
             for name, fd in held.items()
             if name.startswith("program:")
         },
-        links=[fd for name, fd in held.items() if name.startswith("link:")],
+        links=links,
         drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
         warnings=tuple(answer["warnings"]),
     )

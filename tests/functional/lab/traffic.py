@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import select
 import socket
+import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -115,3 +116,25 @@ def converse(where: Namespace, to: tuple[str, int], server: socket.socket) -> in
             accepted.recv(100)
         client.recv(100)
         return client.getsockname()[1]
+
+
+@contextmanager
+def flood(where: Namespace, to: tuple[str, int]) -> Iterator[None]:
+    """Datagrams from a thread as fast as they go, while the block runs."""
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            for _ in range(1000):
+                with suppress(OSError):  # refused, or no room
+                    sender.send(bytes(32))
+
+    with where.socket(family_of(to[0]), socket.SOCK_DGRAM) as sender:
+        sender.connect(to)
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
