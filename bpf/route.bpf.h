@@ -4,13 +4,23 @@
 #define TRACER_ROUTE_H
 
 #define ROUTE_NS 1000000 /* a received packet is routed within this time */
+#define LOOPBACK_IFINDEX_ 1 /* LOOPBACK_IFINDEX of net/flow.h: what the host itself sends */
+
+/*
+ * Is it asked for something else than a packet that came in by a device? An ICMP error about one asks
+ * what kind of address it was for (device 0), and how the host would send to it.
+ */
+static __always_inline int asked_by_host(__u32 iif, const struct last_told *last)
+{
+	return !iif || (iif == LOOPBACK_IFINDEX_ && last->ifindex != iif);
+}
 
 /*
  * A routing decision. The lookup does not name the packet: it is the one last told on this CPU, if
  * that has just been received there, to the same destination, and the route is its namespace's.
  * (What a process sends is routed before it is a packet.)
  */
-static __always_inline void route_hop(__u32 table, const __u8 *daddr,
+static __always_inline void route_hop(__u32 table, __u32 iif, const __u8 *daddr,
 				      const struct fib_nh_common *nhc, int error)
 {
 	int slot = 0;
@@ -19,7 +29,8 @@ static __always_inline void route_hop(__u32 table, const __u8 *daddr,
 	struct net_device *dev;
 	struct hop_event *event;
 
-	if (!last || !last->unrouted || !same_address(last->tuple.daddr, daddr) ||
+	if (!last || !last->unrouted || asked_by_host(iif, last) ||
+	    !same_address(last->tuple.daddr, daddr) ||
 	    bpf_ktime_get_boot_ns() - last->time_ns > ROUTE_NS)
 		return;
 	dev = nhc ? READ(nhc->nhc_dev) : NULL;

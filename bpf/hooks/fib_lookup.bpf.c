@@ -11,6 +11,6 @@ int fib_lookup(unsigned long long *ctx)
 		return 0;
 	destination = READ(flow->daddr);
 	mapped_address(daddr, &destination);
-	route_hop(ctx[0], daddr, (void *)ctx[2], (int)ctx[3]);
+	route_hop(ctx[0], READ(flow->__fl_common.flowic_iif), daddr, (void *)ctx[2], (int)ctx[3]);
 	return 0;
 }

@@ -94,3 +94,38 @@ def test_retransmission(routed, packets, version):
     died = way.index(f"trt-router to-right nf {'ip' if version == 4 else 'ip6'} FORWARD")
     assert [x for x in ways.told(first) if "retransmit" not in x][: died + 1] == way[: died + 1]
     assert ways.told(second)[: len(way)] == way
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "last"),
+    [
+        (4, "unreachable", "unreachable route in table main"),
+        (4, "blackhole", "blackhole route in table main"),
+        (4, "", "no route in table main"),
+        (6, "prohibit", "prohibit route in table main"),
+        (6, "blackhole", "blackhole route in table main"),
+        (6, "", "no route in table main"),
+    ],
+)
+def test_no_way_to_go(routed, packets, version, kind, last):
+    """The decision says why, and what is looked up for the ICMP error is no hop of the packet."""
+    net, to = (
+        ("10.247.9.0/24", "10.247.9.1") if version == 4 else ("fd00:99:9::/64", "fd00:99:9::1")
+    )
+    if kind:
+        routed.router.ip(f"route add {kind} {net}")
+    try:
+        port = new_port()
+        send_udp(routed.left.where, (to, port), COUNT)
+        found = packets.expect(COUNT, {"dst.port": port, "dst.address": to})
+    finally:
+        if kind:
+            routed.router.ip(f"route del {kind} {net}")
+    for record in found:
+        asked = [hop for hop in record["hops"] if hop["hook"] == "fib_table_lookup"]
+        told = [change for hop in asked for change in hop["changes"] if "table" in change]
+        assert told[-1] == last
+        # IPv6 asks one table after the other, IPv4 too where there are rules.
+        assert told[:-1] in ([], ["no route in table local"])
+        assert not any("route.interface.name" in hop for hop in asked)
+        assert record["verdict"] == "dropped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -27,6 +28,14 @@ IP_HEADER_BYTES = 20
 _MORE_OR_OFFSET, _IPPROTO_FRAGMENT = 0x3F, 44
 _WITHOUT_PORTS = ("icmp", "icmpv6")
 _IPS_CONFIRMED = 1 << 3
+_NO_ROUTE = {
+    -errno.EAGAIN: "no route",
+    -errno.EACCES: "prohibit route",
+    -errno.EINVAL: "blackhole route",
+    -errno.EHOSTUNREACH: "unreachable route",
+    -errno.ENETUNREACH: "unreachable route",
+}
+"""What fib_table_lookup answers where a table does not say whither (fib_props, fib6_prop)."""
 _TABLES = {253: "default", 254: "main", 255: "local"}
 _IN_SOCKET = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED, HOP.HOP_CONSUMED, HOP.HOP_DROPPED)
 """All others see the whole packet; here a socket may have taken its headers off."""
@@ -146,7 +155,9 @@ def _routes(rows: np.ndarray, told: dict[int, list[str]]) -> None:
         strict=True,
     )
     for number, (at, table, error, has_gateway) in enumerate(facts):
-        text = f"no route (error {error})" if error else f"table {_TABLES.get(table, table)}"
+        text = f"table {_TABLES.get(table, table)}"
+        if error:
+            text = f"{_NO_ROUTE.get(error, f'error {error}')} in {text}"
         if has_gateway:
             text += f" via {address_text(gateways[number].tobytes())}"
         told[at].append(text)

@@ -26,8 +26,8 @@ STRUCTS = """
     nf_hook_state nf_hook_entries nf_hook_entry nf_conn nf_conntrack_tuple
     nf_conntrack_tuple_hash nf_conntrack_zone nf_ct_ext nf_conn_acct nf_conn_counter
     nf_conn_tstamp nf_conn_labels nf_conn_nat bpf_nf_ctx
-    flowi4 flowi6 fib_nh_common fib6_result fib6_nh fib6_table rtnl_link_ops Qdisc Qdisc_ops
-    ethhdr vlan_hdr arphdr iphdr ipv6hdr tcphdr udphdr icmphdr icmp6hdr sctphdr
+    flowi4 flowi6 fib_nh_common fib6_result fib6_info fib6_nh fib6_table rtnl_link_ops
+    Qdisc Qdisc_ops ethhdr vlan_hdr arphdr iphdr ipv6hdr tcphdr udphdr icmphdr icmp6hdr sctphdr
     sock_cgroup_data cgroup kernfs_node ns_common task_struct
     bpf_raw_tracepoint_args pt_regs __sk_buff xdp_md bpf_sock bpf_sock_tuple bpf_sock_ops
     bpf_perf_event_data bpf_perf_event_value bpf_pidns_info bpf_tunnel_key bpf_fib_lookup

@@ -25,11 +25,11 @@ def told(record: Record) -> list[str]:
 
 
 def routes(record: Record) -> list[str]:
-    """Where routing was asked, and the device that it chose: `place device>device`."""
+    """Where a routing table was asked and chose a device: `place device>device`."""
     return [
         f"{_place(hop)} {hop['interface.name']}>{hop['route.interface.name']}"
         for hop in record["hops"]
-        if hop["hook"] == ROUTE
+        if hop["hook"] == ROUTE and "route.interface.name" in hop
     ]
 
 

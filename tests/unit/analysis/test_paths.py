@@ -275,8 +275,21 @@ def test_an_answers_routing_decision_is_not_the_dead_packets():
     assert (route["changes"], route["route.interface.name"]) == (
         ["crossed into node", "table main"], "ens3",
     )  # fmt: skip
-    failed = one(*sent(), hop(ROUTE, 310, error=-113, netns=CLIENT))["hops"][-1]
-    assert failed["changes"] == ["no route (error -113)"]
+
+
+@pytest.mark.parametrize(
+    ("error", "table", "text"),
+    [
+        (-11, 255, "no route in table local"),
+        (-113, 254, "unreachable route in table main"),
+        (-13, 100, "prohibit route in table 100"),
+        (-22, 254, "blackhole route in table main"),
+        (-12, 254, "error -12 in table main"),
+    ],
+)
+def test_a_routing_table_says_no(error, table, text):
+    failed = one(*sent(), hop(ROUTE, 310, argument=table, error=error, netns=CLIENT))["hops"][-1]
+    assert failed["changes"] == [text]
 
 
 def test_a_hop_without_a_namespace_is_where_the_packet_was():
