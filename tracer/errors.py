@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ExitCode(IntEnum):
@@ -27,3 +32,10 @@ class TracerError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def like(name: str, known: Iterable[str]) -> str:
+    """The hint for a `name` that is not `known`: the likeliest of them, else all."""
+    known = list(known)
+    alike = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {alike[0]}?" if alike else f"known: {', '.join(known)}"

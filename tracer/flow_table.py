@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.errors import TracerError
+from tracer.errors import TracerError, like
 from tracer.wall_time import time_texts
 
 if TYPE_CHECKING:
@@ -317,6 +317,6 @@ def known_fields(names: Sequence[str], option: str) -> tuple[str, ...]:
     for name in names:
         some = [one for one in FIELDS if one == name or one.startswith(f"{name}.")]
         if not some:
-            raise TracerError(f"{option} '{name}': no such field", f"known: {', '.join(FIELDS)}")
+            raise TracerError(f"{option} '{name}': no such field", like(name, FIELDS))
         found += some
     return tuple(dict.fromkeys(found))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tracer.errors import TracerError
+from tracer.errors import TracerError, like
 from tracer.flow_table import records as rows_of
 
 if TYPE_CHECKING:
@@ -57,21 +57,41 @@ _FORWARDING = ("ip_forward+", "ip6_forward+")
 _MAPPED = frozenset(
     """
     type time direction verdict k8s.node.name k8s.src.namespace k8s.src.pod.name
-    k8s.dst.namespace k8s.dst.pod.name src.address src.port dst.address dst.port tcp.flags
-    src.dns.name dst.dns.name icmp.type icmp.code interface.name interface.index
+    k8s.dst.namespace k8s.dst.pod.name src.dns.name dst.dns.name interface.name interface.index
     service.namespace service.name
     """.split()  # noqa: SIM905 - a list of names reads best as text
 )
 """Flat names that have a field of their own in Hubble's flow."""
+_IP_MAPPED = {"src.address", "dst.address"}
+_L4_MAPPED = {"src.port", "dst.port", "tcp.flags", "icmp.type", "icmp.code"}
+_MAPPED_OF = {
+    (ip, l4): _MAPPED | (_IP_MAPPED if ip else set()) | (_L4_MAPPED if l4 else set())
+    for ip in (False, True)
+    for l4 in (False, True)
+}
+"""The same by whether a flow has Hubble's `IP` and `l4`, which not every kind of packet has."""
 
-_FIELDS = frozenset(
+_PORTS = "source_port destination_port"
+_PARTS = {
+    "IP": "source destination ipVersion",
+    "l4": "TCP UDP SCTP ICMPv4 ICMPv6",
+    "l4.TCP": f"{_PORTS} flags",
+    "l4.TCP.flags": "FIN SYN RST PSH ACK URG ECE CWR NS",
+    **{f"l4.{name}": _PORTS for name in ("UDP", "SCTP")},
+    **{f"l4.{name}": "type code" for name in ("ICMPv4", "ICMPv6")},
+    **dict.fromkeys(("source", "destination"), "namespace pod_name workloads"),
+    **dict.fromkeys(("source_service", "destination_service"), "name namespace"),
+    "event_type": "type sub_type",
+    "interface": "index name",
+}
+FIELDS = frozenset(
     """
     time verdict drop_reason drop_reason_desc IP l4 source destination Type node_name is_reply
     event_type trace_observation_point source_names destination_names source_service
     destination_service traffic_direction interface Summary extensions
     """.split()  # noqa: SIM905 - a list of names reads best as text
-)
-"""What `envelope` fills."""
+) | {f"{whole}.{part}" for whole, parts in _PARTS.items() for part in parts.split()}
+"""What `envelope` fills, and what is in that."""
 
 _STRUCT = "type.googleapis.com/google.protobuf.Struct"
 
@@ -114,13 +134,12 @@ class FlowLines:
 
     def __init__(self, mask: Sequence[str] = ()) -> None:
         """Raise TracerError for a name that Hubble's flow does not have."""
-        self._mask = [tuple(path.split(".")) for path in mask]
-        for path in self._mask:
-            if path[0] not in _FIELDS:
+        for path in mask:
+            if path not in FIELDS:
                 raise TracerError(
-                    f"--fields '{'.'.join(path)}': no field of Hubble's flow",
-                    f"known: {', '.join(sorted(_FIELDS))}, and what is in them",
+                    f"--fields '{path}': no field of Hubble's flow", like(path, sorted(FIELDS))
                 )
+        self._mask = [tuple(path.split(".")) for path in mask]
 
     def lines(self, table: FlowTable) -> list[bytes]:
         """One line a record."""
@@ -163,12 +182,14 @@ def open_sink(output: Output) -> Hubble:
 
 def envelope(record: Record) -> dict[str, Any]:
     """Return the exporter's line for one flat record of type `drop`, `flow` or `packet`."""
+    ip, l4 = _ip(record), _l4(record)
+    mapped = _MAPPED_OF[bool(ip), bool(l4)]
     flow = {
         "time": record["time"],
         "verdict": _VERDICTS[record["verdict"]],
         **_drop_reason(record),
-        "IP": _ip(record),
-        "l4": _l4(record),
+        "IP": ip,
+        "l4": l4,
         "source": _endpoint(record, "src"),
         "destination": _endpoint(record, "dst"),
         "Type": "L3_L4",
@@ -184,7 +205,7 @@ def envelope(record: Record) -> dict[str, Any]:
         "Summary": _summary(record),
         "extensions": {
             "@type": _STRUCT,
-            "value": {name: value for name, value in record.items() if name not in _MAPPED},
+            "value": {name: value for name, value in record.items() if name not in mapped},
         },
     }
     return _filled(
@@ -249,20 +270,20 @@ def _event(record: Record) -> dict[str, Any]:
 
 def _ip(record: Record) -> dict[str, Any]:
     version = {"ipv4": "IPv4", "ipv6": "IPv6"}.get(record.get("network.type", ""))
-    if version is None or "src.address" not in record:
-        return {}
-    addresses = {"source": record["src.address"], "destination": record["dst.address"]}
-    return {**addresses, "ipVersion": version}
+    ends = {"source": record.get("src.address"), "destination": record.get("dst.address")}
+    # Records that were summed may know one end, or only that it was IP.
+    return {**_filled(ends), "ipVersion": version} if version and any(ends.values()) else {}
 
 
 def _l4(record: Record) -> dict[str, Any]:
     name = record.get("transport", "")
     if name in ("icmp", "icmpv6") and "icmp.type" in record:
-        message = {"type": record["icmp.type"], "code": record["icmp.code"]}
+        message = {"type": record["icmp.type"], "code": record.get("icmp.code")}
         return {"ICMPv4" if name == "icmp" else "ICMPv6": _filled(message)}
-    if name not in ("tcp", "udp", "sctp") or "src.port" not in record:
+    ports = {"source_port": record.get("src.port"), "destination_port": record.get("dst.port")}
+    if name not in ("tcp", "udp", "sctp") or not any(ports.values()):
         return {}
-    layer = {"source_port": record["src.port"], "destination_port": record["dst.port"]}
+    layer: dict[str, Any] = _filled(ports)
     if record.get("tcp.flags"):
         layer["flags"] = dict.fromkeys(record["tcp.flags"].split(","), True)
     return {name.upper(): _filled(layer)}

@@ -37,7 +37,7 @@ from tracer.flow_table import (
     table,
     take,
 )
-from tracer.sinks import flow_json, line_file
+from tracer.sinks import flow_json, hubble, line_file
 from tracer.sinks.backlog import Backlog, Piece
 from tracer.sinks.flow_files import FORMATS, Request, open_flows, usual
 from tracer.sinks.json_lines import encoded
@@ -253,8 +253,62 @@ def test_hubble_lines_and_field_mask(tmp_path):
         assert flow.keys() <= {"time", "verdict", "l4", "extensions"}
         assert flow.get("l4", {}).keys() <= {"TCP"}
     assert json.loads(lines[-1])["lost_events"]["num_events_lost"] == "3"
-    with pytest.raises(TracerError, match="no field of Hubble's flow"):
-        written(tmp_path / "x", "hubble", everything(1), fields=("packets",))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("source.podname", "did you mean source.pod_name?"),
+        ("packets", "known: "),
+        ("l4.TCP.flags.SIN", "l4.TCP.flags.SYN"),
+        # What is in a repeated field or an Any cannot be masked.
+        ("source.workloads.name", "source.workloads"),
+        ("extensions.value", "extensions"),
+    ],
+)
+def test_what_hubble_has_no_field_for_is_told(tmp_path, name, hint):
+    with pytest.raises(TracerError, match="no field of Hubble's flow") as caught:
+        written(tmp_path / "x", "hubble", everything(1), fields=("time", name))
+    assert hint in caught.value.hint
+
+
+def test_a_mask_of_every_field_masks_nothing(tmp_path):
+    """The names that are known are all of those that are filled."""
+    finest = tuple(
+        name
+        for name in hubble.FIELDS
+        if not any(one.startswith(f"{name}.") for one in hubble.FIELDS)
+    )
+    rows = everything()
+    likely = {
+        "network.type": coded([("ipv4", "ipv6")[row % 2] for row in range(ROWS)]),
+        "transport": coded([("tcp", "icmp", "icmpv6")[row % 3] for row in range(ROWS)]),
+    }
+    whole = replace(rows, columns={**rows.columns, **likely})
+    (tmp_path / "masked").mkdir()
+    paths = (
+        written(tmp_path, "hubble", whole),
+        written(tmp_path / "masked", "hubble", whole, fields=finest),
+    )
+    plain, masked = ([*map(json.loads, path.read_text().splitlines()[:-1])] for path in paths)
+    assert masked == plain
+
+
+def test_hubble_of_sums_that_know_one_end_only(tmp_path):
+    """--aggregate leaves ports without the other one, types without a code, lone addresses."""
+    rows = [
+        {"transport": "udp", "network.type": "ipv4", "src.address": "10.0.0.1", "dst.port": 53},
+        {"transport": "icmp", "network.type": "ipv4", "icmp.type": 8},
+        {"transport": "tcp", "network.type": "ipv6", "dst.address": "fd00::1", "src.port": 5},
+    ]
+    usual = {"type": "flow", "verdict": "forwarded", "direction": "egress", "packets": 1}
+    times = {"time": BEGIN_NS, "end_time": BEGIN_NS}
+    path = written(tmp_path, "hubble", table_of(*({**usual, **times, **row} for row in rows)))
+    flows = [hubble_schema.read(line).flow for line in path.read_text().splitlines()[:-1]]
+    assert (flows[0].IP.source, flows[0].IP.destination) == ("10.0.0.1", "")
+    assert (flows[0].l4.UDP.source_port, flows[0].l4.UDP.destination_port) == (0, 53)
+    assert (flows[1].l4.ICMPv4.type, flows[1].l4.ICMPv4.code) == (8, 0)
+    assert (flows[2].IP.destination, flows[2].l4.TCP.source_port) == ("fd00::1", 5)
 
 
 @pytest.mark.parametrize("form", ["flat", "csv", "parquet"])

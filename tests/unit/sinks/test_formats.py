@@ -202,6 +202,8 @@ def test_hubble_icmp_and_arp():
     flow = envelope(arp)["flow"]
     assert "IP" not in flow
     assert "l4" not in flow
+    assert flow["extensions"]["value"]["src.address"] == arp["src.address"]
+    assert "src.address" not in envelope(DROP)["flow"]["extensions"]["value"]
 
 
 def test_hubble_loss(tmp_path):
