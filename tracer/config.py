@@ -1,7 +1,8 @@
 """Options from a TOML file and from the environment, for what runs without a person.
 
-Each option of a command that has `--config` can stand in the file, under its long name in a table
-named as the command, and in the environment: `--max-flows` is `max-flows` and `TRACER_MAX_FLOWS`.
+Each option of a command that has `--config` can stand in the file, under a long name of it in a
+table named as the command, and in the environment: `--max-flows` is `max-flows` and
+`TRACER_MAX_FLOWS`.
 The command line wins over the environment, and that over the file.
 """
 
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracer.errors import TracerError
+from tracer.errors import TracerError, like
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,7 +23,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 PREFIX = "TRACER_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
@@ -46,35 +48,47 @@ def with_config(
     layers = [from_environment, _from_file(str(path), command, options) if path else {}]
     arguments: list[str] = []
     for layer in layers:
-        for name, value in layer.items():
-            if name not in given:
-                given[name] = ""
-                arguments += _as_arguments(options[name], name, value)
+        told = {
+            name: value for name, value in layer.items() if _first_name(options[name]) not in given
+        }
+        for name, value in told.items():
+            given[_first_name(options[name])] = ""
+            arguments += _as_arguments(options[name], name, value)
     return [*arguments, *argv]
 
 
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    """Long option's first name, without dashes → its action."""
-    named = {}
-    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of options
-        long = [text for text in action.option_strings if text.startswith("--")]
-        if long and action.dest != "help":
-            named[long[0][2:]] = action
-    return named
+    """Every long name of an option, without dashes → its action."""
+    return {
+        name: action
+        for action in parser._actions  # noqa: SLF001 - argparse has no public list of options
+        for name in _long_names(action)
+        if action.dest != "help"
+    }
+
+
+def _long_names(action: argparse.Action) -> list[str]:
+    return [text[2:] for text in action.option_strings if text.startswith("--")]
+
+
+def _first_name(action: argparse.Action) -> str:
+    """What stands for all names of an option."""
+    return _long_names(action)[0]
 
 
 def _given(options: Mapping[str, argparse.Action], argv: Sequence[str]) -> dict[str, str]:
-    """Which options `argv` has, and of those with a value its last."""
+    """Which options `argv` has, by their first name, and of those with a value its last."""
     found = {}
     for at, text in enumerate(argv):
         word, _, value = text.partition("=")
-        for name, action in options.items():
+        for action in options.values():
             short = any(
                 text.startswith(one) and not one.startswith("--") and not text.startswith("--")
                 for one in action.option_strings
             )
             if word in action.option_strings or short:
-                found[name] = value or (argv[at + 1] if at + 1 < len(argv) else "")
+                value = value or (argv[at + 1] if at + 1 < len(argv) else "")
+                found[_first_name(action)] = value
     return found
 
 
@@ -118,20 +132,21 @@ def _from_file(
         raise TracerError(
             f"config {path}: '{loose[0]}' stands outside a table", f"write it under [{command}]"
         )
+    if tables and command not in tables:
+        raise TracerError(
+            f"config {path}: no table [{command}], but [{next(iter(tables))}]",
+            f"write options under [{command}]",
+        )
     found = {}
+    known = [name for name in options if name != "config"]
     for key, value in tables.get(command, {}).items():
         name = key.replace("_", "-")
-        if name not in options or name == "config":
+        if name not in known:
             raise TracerError(
-                f"config {path}: [{command}] has no option '{key}'", _alike(name, options)
+                f"config {path}: [{command}] has no option '{key}'", like(name, known)
             )
         found[name] = value
     return found
-
-
-def _alike(name: str, options: Iterable[str]) -> str:
-    alike = difflib.get_close_matches(name, options, n=1)
-    return f"did you mean {alike[0]}?" if alike else f"known: {', '.join(options)}"
 
 
 def _is_list(action: argparse.Action) -> bool:
@@ -139,13 +154,17 @@ def _is_list(action: argparse.Action) -> bool:
 
 
 def _as_arguments(action: argparse.Action, name: str, value: object) -> list[str]:
-    """The words that say the same on the command line."""
+    """The words that say the same on the command line; a table is written as JSON."""
     if action.nargs == 0:
         return [f"--{name}"] if _is_true(name, value) else []
     values = value if isinstance(value, list) else [value]
-    if isinstance(value, (dict, bool)) or (len(values) != 1 and not _is_list(action)):
+    if isinstance(value, list) and not _is_list(action):
+        joined = ",".join(map(str, value))
+        raise TracerError(f"{name}: takes no list", f'one text: {name} = "{joined}"')
+    if isinstance(value, bool) or (isinstance(value, dict) and not _is_list(action)):
         raise TracerError(f"{name}: {value!r} is not what --{name} takes", "tracer flows --help")
-    return [f"--{name}={one}" for one in values]
+    texts = [json.dumps(one) if isinstance(one, dict) else str(one) for one in values]
+    return [f"--{name}={text}" for text in texts]
 
 
 def _is_true(name: str, value: object) -> bool:

@@ -68,6 +68,28 @@ def test_another_name_of_an_option_on_the_command_line_wins_too(tmp_path):
     assert args.interval == 3.0
 
 
+@pytest.mark.parametrize("variable", ["TRACER_INTERVAL", "TRACER_AGGREGATION_INTERVAL"])
+def test_every_name_of_an_option_is_known(tmp_path, variable):
+    text = (
+        "[flows]\naggregation-interval = '3s'\nfile-path = 'x'\nallow-list = ['{}']\nallow = ['1']"
+    )
+    args = options(text=text, tmp_path=tmp_path)
+    assert (args.interval, str(args.write), args.allow) == (3.0, "x", ["{}", "1"])
+    assert options((), {variable: "4s"}, text, tmp_path).interval == 4.0
+    assert options(["--interval", "5s"], {variable: "4s"}, text, tmp_path).interval == 5.0
+
+
+def test_filters_may_be_tables(tmp_path):
+    text = """
+    [[flows.allow]]
+    source_pod = ["shop/"]
+    [[flows.allow]]
+    verdict = ["DROPPED"]
+    """
+    args = options(text=text, tmp_path=tmp_path)
+    assert args.allow == ['{"source_pod": ["shop/"]}', '{"verdict": ["DROPPED"]}']
+
+
 def test_a_filter_in_the_environment_may_hold_blanks():
     args = options(environment={"TRACER_DENY": '{"source_label": ["app in (a, b)"]}'})
     assert args.deny == ['{"source_label": ["app in (a, b)"]}']
@@ -85,8 +107,9 @@ def test_the_file_may_be_named_in_the_environment(tmp_path):
         ("[flows]\nintervall = '1s'", "has no option 'intervall'", "did you mean interval?"),
         ("[flows]\nxyzzy = 1", "has no option 'xyzzy'", "known: "),
         ("interval = '1s'", "outside a table", "[flows]"),
+        ("[flow]\ninterval = '1s'", "no table [flows], but [flow]", "[flows]"),
         ("[flows\n", "flows.toml", "toml"),
-        ("[flows]\nformat = ['csv', 'flat']", "format", "--help"),
+        ("[flows]\nfields = ['type', 'packets']", "no list", 'fields = "type,packets"'),
         ("[flows]\nconcurrent = 'maybe'", "neither true nor false", "true"),
         ("[flows]\nconfig = 'other'", "has no option 'config'", ""),
         ("[flows]\ninterval = true", "interval", "--help"),
