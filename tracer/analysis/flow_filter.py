@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracer.analysis.labels import parse_selector
-from tracer.errors import TracerError
+from tracer.analysis.packet import TCP_FLAGS, transport
+from tracer.errors import TracerError, like
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,12 @@ _VERDICTS = {"FORWARDED": "forwarded", "DROPPED": "dropped"}
 _DIRECTIONS = {"INGRESS": "ingress", "EGRESS": "egress"}
 _VERSIONS = {"IPv4": "ipv4", "IPv6": "ipv6"}
 _ENDS = {"source": "src", "destination": "dst"}
+_PORTS = range(1 << 16)
+_OBJECTS = {
+    **{f"{word}_workload": {"name", "kind"} for word in _ENDS},
+    "tcp_flags": {*TCP_FLAGS},
+}
+"""Fields whose values are objects, and what may be in those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +78,30 @@ def parse_filter(text: str, option: str) -> Callable[[_Rows], Mask]:
     tests = []
     for name, values in fields.items():
         if name not in _TESTS:
-            raise TracerError(
-                f"{option}: no field '{name}' to filter by", f"known: {', '.join(_TESTS)}"
-            )
+            raise TracerError(f"{option}: no field '{name}' to filter by", like(name, _TESTS))
         many = values if isinstance(values, list) else [values]
         try:
-            tests.append(_TESTS[name](many))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            tests.append(_TESTS[name](_checked(name, many)))
+        except ValueError as error:
             raise TracerError(f"{option}: {name}: {json.dumps(values)}: {error}", hint) from None
     return lambda rows: np.logical_and.reduce([test(rows) for test in tests])
+
+
+def _checked(name: str, values: list[Any]) -> list[Any]:
+    """`values`, if they are of the kind that field `name` takes; ValueError."""
+    if not values:
+        raise ValueError("no value")
+    for value in values:
+        if name in _OBJECTS:
+            if not isinstance(value, dict) or not value or not _OBJECTS[name] >= value.keys():
+                raise ValueError(f"not an object of {', '.join(sorted(_OBJECTS[name]))}")
+        elif not isinstance(value, str) and not (_is_port(name) and type(value) is int):
+            raise ValueError("not a text")
+    return values
+
+
+def _is_port(name: str) -> bool:
+    return name.endswith("_port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +157,9 @@ def _address(end: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
 
 
 def _port(end: str, values: Sequence[Any]) -> Callable[[_Rows], Mask]:
-    ports = [int(value) for value in values]
+    ports = [int(value) if str(value).isdecimal() else -1 for value in values]
+    if any(port not in _PORTS for port in ports):
+        raise ValueError(f"not a port, 0 to {_PORTS[-1]}")
     return lambda rows: rows.number(f"{end}.port", ports)
 
 
@@ -218,6 +242,9 @@ def _fqdn(end: str, values: Sequence[str]) -> Callable[[_Rows], Mask]:
 
 def _protocol(values: Sequence[str]) -> Callable[[_Rows], Mask]:
     wanted = {value.lower().replace("icmpv4", "icmp") for value in values}
+    unknown = wanted - {transport(number) for number in range(1 << 8)}
+    if unknown:
+        raise ValueError(f"'{min(unknown)}' is no protocol; those without a name go by number")
     return _any_word("transport", wanted.__contains__)
 
 

@@ -66,6 +66,7 @@ def kept(*, allow=(), deny=()):
         ('{"destination_port":["80","81"]}', {0}),
         ('{"source_port":[4000],"protocol":["udp"]}', {1}),
         ('{"protocol":["TCP"]}', {0}),
+        ('{"protocol":["ICMPv4","253"]}', set()),
         ('{"ip_version":["IPv6"]}', {1}),
         ('{"tcp_flags":[{"SYN":true}]}', {0}),
         ('{"tcp_flags":[{"SYN":true,"FIN":true}]}', set()),
@@ -97,10 +98,20 @@ def test_losses_are_always_kept():
         "verdict=DROPPED", "[]", "{}", '{"verdicts":["DROPPED"]}', '{"verdict":["LOST"]}',
         '{"source_ip":["10.0.0"]}', '{"source_port":["http"]}', '{"source_label":["a b c"]}',
         '{"tcp_flags":["SYN"]}', '{"source_workload":["web"]}', '{"source_pod":[3]}',
-        '{"service":["web"]}',
+        '{"service":["web"]}', '{"source_pod":[]}', '{"source_port":["80-90"]}',
+        '{"destination_port":[65536]}', '{"destination_port":[true]}', '{"protocol":["tpc"]}',
+        '{"tcp_flags":[{"SIN":true}]}', '{"source_workload":[{"nam":"web"}]}',
+        '{"source_workload":[{}]}', '{"verdict":[["DROPPED"]]}',
     ],
 )  # fmt: skip
 def test_what_is_no_filter_is_told(text):
     with pytest.raises(TracerError) as caught:
         parse_lists([text], [])
     assert caught.value.hint
+    assert "object has no attribute" not in caught.value.message
+
+
+def test_a_field_that_is_almost_right_is_guessed():
+    with pytest.raises(TracerError) as caught:
+        parse_lists([], ['{"source_pods":["shop/"]}'])
+    assert caught.value.hint == "did you mean source_pod?"
