@@ -77,9 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     """Read, ask, print."""
-    if not args.sql and args.output == "csv" and (not args.only or "," in args.only):
+    if args.sql is None and args.output == "csv" and (not args.only or "," in args.only):
         raise TracerError("-o csv: one table only", "choose one with --only NAME, or use --sql")
-    if args.sql and args.output == "html":
+    if args.sql is not None and args.output == "html":
         raise TracerError("-o html: is of the summaries", "use -o text, json or csv with --sql")
     try:
         from tracer.report.inputs import find_inputs  # noqa: PLC0415 - DuckDB may be missing
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         ) from error
     with Store(find_inputs(args.paths), Period(args.since, args.until), args.memory) as store:
         notes = _notes(store)
-        lines = _question(store, args) if args.sql else _report(store, args, notes)
+        asked = args.sql is not None
+        lines = _question(store, args) if asked else _report(store, args, notes)
         sys.stdout.writelines(lines)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)  # noqa: T201 - stderr is where messages go
@@ -123,7 +124,7 @@ def _question(store: Store, args: argparse.Namespace) -> Iterable[str]:
 
     answer = store.ask_freely(args.sql)
     if args.output == "text":
-        return [tables.text_table(answer, _terminal())]
+        return [tables.text_answer(answer, _terminal())]
     return tables.json_lines(answer) if args.output == "json" else tables.csv_lines(answer)
 
 

@@ -31,6 +31,7 @@ SCHEMA_KEY = "tracer.schema_version"
 """Where a Parquet file tells the version of its columns."""
 QUESTIONS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 AS_TEXT = ("DATE", "TIME", "INTERVAL", "UUID", "BLOB")
+_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DOUBLE|FLOAT|DECIMAL.*")
 PACKET_TYPES = ("flow", "drop")
 LONGEST_LINE_BYTES = 64 << 20
 
@@ -115,7 +116,10 @@ class Store:
 
     def ask(self, sql: str) -> Answer:
         """Answer one question of ours."""
-        return _answer(self._db.sql(sql))
+        try:
+            return _answer(self._db.sql(sql))
+        except duckdb.OutOfMemoryException as error:
+            raise _too_little_memory(error) from error
 
     def ask_freely(self, sql: str) -> Answer:
         """Answer a question of the user's: one SELECT; TracerError says what is wrong with it."""
@@ -126,6 +130,8 @@ class Store:
                     "--sql: not one question", "one SELECT (or FROM, SUMMARIZE, DESCRIBE, EXPLAIN)"
                 )
             return _answer(self._db.sql(sql))
+        except duckdb.OutOfMemoryException as error:
+            raise _too_little_memory(error) from error
         except duckdb.Error as error:
             raise _explained(error) from error
 
@@ -169,13 +175,27 @@ class Store:
                     f"SELECT decode(value) FROM parquet_kv_metadata({quoted(path)})"
                     f" WHERE decode(key) = {quoted(SCHEMA_KEY)}"
                 ).fetchone()
+                why = "" if found else self._alien(path)
             except duckdb.Error as error:
-                unreadable.append(Skipped(path, f"torn: {_first_line(error)}"))
+                why = _torn(error)
+            if why:
+                unreadable.append(Skipped(path, why))
                 continue
             _check_version(path, found[0] if found else None)
             keys = tuple(re.findall(r"([^/=]+)=[^/]+/", path))
             groups.setdefault(keys, []).append(path)
         return groups, unreadable
+
+    def _alien(self, path: str) -> str:
+        """Why a file that tracer did not write holds no records of ours; empty when it does."""
+        found = self._db.execute(f"DESCRIBE SELECT * FROM read_parquet({quoted(path)})").fetchall()
+        columns = {row[0]: str(row[1]) for row in found}
+        if "type" not in columns:
+            return "holds no records of tracer (flows --format parquet)"
+        for column, kind in COLUMNS.items():
+            if column in columns and _family(columns[column]) != _family(kind):
+                return f"its column {column} is {columns[column]}, not {kind}"
+        return ""
 
     def _read_json_lines(
         self, paths: Iterable[str], period: Period, unreadable: list[Skipped]
@@ -197,7 +217,7 @@ class Store:
                     f" WHERE time IS NULL OR ({wanted})"
                 )
             except duckdb.Error as error:
-                unreadable.append(Skipped(path, f"torn: {_first_line(error)}"))
+                unreadable.append(Skipped(path, _torn(error)))
                 continue
             torn += self._forget_torn(path, unreadable)
         return torn
@@ -271,10 +291,26 @@ def _check_version(path: str, version: str | None) -> None:
         )
 
 
-def _first_line(error: duckdb.Error) -> str:
-    """DuckDB's reason, without the path that it repeats."""
+def _family(kind: str) -> str:
+    """Types that can be cast into each other without a look at the values."""
+    if kind.startswith(("VARCHAR", "ENUM")):
+        return "text"
+    if kind.startswith(("TIMESTAMP", "BOOLEAN")):
+        return kind[:7]
+    return "number" if _NUMBER.fullmatch(kind) else kind
+
+
+def _torn(error: duckdb.Error) -> str:
+    """Why a file cannot be read, without its path, which DuckDB repeats."""
+    if isinstance(error, duckdb.OutOfMemoryException):
+        raise _too_little_memory(error) from error
     text = str(error).splitlines()[0].partition(": ")[2].lower()
-    return text.partition(": /")[0]
+    return f"torn: {re.split(r': /| in file ', text)[0]}"
+
+
+def _too_little_memory(error: duckdb.Error) -> TracerError:
+    text = str(error).splitlines()[0].partition(": ")[2].lower()
+    return TracerError(f"--memory: too little: {text}", "--memory 1GB, or --since, --until")
 
 
 def _explained(error: duckdb.Error) -> TracerError:

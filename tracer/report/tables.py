@@ -13,10 +13,15 @@ from tracer.report.words import cell, heading
 from tracer.sinks.terminal import BOLD, DIM, Terminal, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tracer.report.store import Answer
     from tracer.report.summaries import Summary
+
+GAP = 2
+"""Blanks between columns."""
+LEAST_TEXT = 10
+"""Narrower than this, folded texts cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +46,51 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def text_table(answer: Answer, terminal: Terminal) -> str:
-    """A table no wider than the terminal."""
+def text_answer(answer: Answer, terminal: Terminal) -> str:
+    """The answer to a question: a table, or where that would be too wide a line for each cell."""
+    shown = shown_columns(answer)
+    if sum(_least_width(answer, at) + GAP for at in shown) - GAP <= terminal.columns:
+        return text_table(answer, terminal, str)
+    longest = max(len(answer.columns[at]) for at in shown)
+    return "\n".join(
+        "".join(
+            f"{answer.columns[at]:<{longest}}  {cell(answer.columns[at], row[at])}\n"
+            for at in shown
+            if row[at] is not None
+        )
+        for row in answer.rows
+    )
+
+
+def _least_width(answer: Answer, at: int) -> int:
+    """What a column needs: a number all of it, a text some of it."""
+    longest = max(
+        (len(cell(answer.columns[at], row[at])) for row in answer.rows),
+        default=0,
+    )
+    if _has_numbers(answer, at):
+        return max(longest, len(answer.columns[at]))
+    return min(max(longest, len(answer.columns[at])), LEAST_TEXT)
+
+
+def _has_numbers(answer: Answer, at: int) -> bool:
+    return any(is_number(row[at]) for row in answer.rows)
+
+
+def text_table(
+    answer: Answer,
+    terminal: Terminal,
+    title: Callable[[str], str] = lambda column: heading(column).upper(),
+) -> str:
+    """A table no wider than the terminal, with a `title` for each column."""
     from rich.table import Table  # noqa: PLC0415 - 30 ms that the other forms need not pay
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     shown = shown_columns(answer)
     for at in shown:
-        right = any(is_number(row[at]) for row in answer.rows)
+        right = _has_numbers(answer, at)
         table.add_column(
-            heading(answer.columns[at]).upper(),
+            title(answer.columns[at]),
             justify="right" if right else "left",
             overflow="fold",
             no_wrap=right,

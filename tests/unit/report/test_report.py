@@ -207,6 +207,34 @@ def test_another_schema_is_refused(tmp_path):
         store(tmp_path)
 
 
+def test_parquet_of_others_is_skipped_and_what_they_rewrote_is_read(tmp_path):
+    """Spark and DuckDB keep neither metadata nor unsigned types when they compact files."""
+    rewritten = "'flow' AS type, 3::BIGINT AS packets, now()::TIMESTAMP AS time, '10.0.0.1' AS dns"
+    for name, columns in (
+        ("alien", "1 AS packets"),
+        ("text", "'flow' AS type, 'many' AS packets"),
+        ("time", "'flow' AS type, 5::BIGINT AS time"),
+        ("rewritten", rewritten),
+    ):
+        with duckdb.connect() as db:
+            db.execute(f"COPY (SELECT {columns}) TO '{tmp_path}/{name}.parquet' (FORMAT parquet)")
+    with store(tmp_path) as opened:
+        assert opened.ask("SELECT type, sum(packets) FROM flows GROUP BY 1").rows == (("flow", 3),)
+        skipped = {os.path.basename(one.path): one.why for one in opened.loaded.skipped}  # noqa: PTH119
+    assert skipped == {
+        "alien.parquet": "holds no records of tracer (flows --format parquet)",
+        "text.parquet": "its column packets is VARCHAR, not UBIGINT",
+        "time.parquet": "its column time is BIGINT, not TIMESTAMP_NS",
+    }
+
+
+def test_too_little_memory_is_no_torn_file(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(lines(record()))
+    code, _, err = run(capsys, tmp_path, "--memory", "10MB")
+    assert code == 2
+    assert err.startswith("error: --memory: too little")
+
+
 # Summaries
 
 
@@ -398,6 +426,22 @@ def test_questions_are_answered(tmp_path, capsys):
     assert "TIMESTAMP_NS" in out
 
 
+def test_an_answer_that_is_too_wide_for_a_table_is_told_line_by_line(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_bytes(lines(record(), record(1)))
+    _, out, _ = run(capsys, tmp_path, "--sql", "SELECT * FROM flows")
+    first, second = out.split("\n\n")
+    told = dict(line.split(maxsplit=1) for line in first.splitlines())
+    assert {name: told[name] for name in ("src.address", "packets", "type")} == {
+        "src.address": "10.0.0.1",
+        "packets": "2",
+        "type": "flow",
+    }
+    assert len(told) == len(record()) + 1  # and the file
+    assert len(second.splitlines()) == len(told)
+    _, out, _ = run(capsys, tmp_path, "--sql", 'SELECT "src.address", packets AS n_n FROM flows')
+    assert out.splitlines()[0].split() == ["src.address", "n_n"]
+
+
 # The command
 
 
@@ -420,6 +464,7 @@ def test_text_has_every_summary(tmp_path, capsys):
         ("--since", "yesterdayish"),
         ("--memory", "much"),
         ("--top", "0"),
+        ("--sql", ""),
     ],
 )
 def test_wrong_use_is_one_line_and_a_hint(tmp_path, capsys, arguments):
