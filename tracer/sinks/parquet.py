@@ -14,6 +14,7 @@ import fcntl
 import os
 import time
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,6 @@ pa.set_memory_pool(pa.system_memory_pool())
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from tracer.flow_table import Column, Field, FlowTable
     from tracer.sinks.rotation import Policy
@@ -143,7 +143,7 @@ class ParquetFiles:
             self._file.append(part)
         self._size += piece.size_bytes
         if self._policy.fsync == "batch":
-            sync(self._folder / self._file.name)
+            sync(Path(self._file.name))
         return None
 
     def tick(self) -> None:

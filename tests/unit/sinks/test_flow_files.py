@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import flow_writer
@@ -428,6 +429,26 @@ def test_rotation_by_age_and_on_request(tmp_path):
     sink.reopen()
     assert len(backups(path)) == 1
     sink.close()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("fsync", ["never", "rotate", "batch"])
+def test_the_disk_is_waited_for_as_asked(tmp_path, monkeypatch, form, fsync):
+    """Whatever way the path is written, and with a rotation between two batches."""
+    waited = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "whole" / form, Path("part") / form):
+        path.parent.mkdir()
+        waited.clear()
+        sink = open_flows(Request(form, path, policy=Policy(fsync=fsync)), print)
+        sink.lost("drop_events", 3)
+        after_a_batch = len(waited)
+        sink.reopen()
+        after_a_file = len(waited)
+        sink.close()
+        assert (after_a_batch > 0) == (fsync == "batch")
+        assert (after_a_file > after_a_batch) == (fsync != "never")
 
 
 def test_reopened_after_somebody_moved_it(tmp_path):
