@@ -138,6 +138,8 @@ enum hop_flag {
 	HOP_GSO = 4, /* several segments in one skb */
 	HOP_JOINED = 8, /* recognised by the skb's address, its data having moved: inferred */
 	HOP_GONE = 16, /* the last reference to the data goes with this skb */
+	HOP_REDIRECTED = 32, /* by tc or nft's fwd, not yet received anew; not all kernels tell */
+	HOP_FROM_INGRESS = 64, /* ...at the ingress of a device, otherwise at the egress */
 };
 
 /* One hop of one followed packet. */

@@ -45,6 +45,10 @@
  */
 #define LOAD(expression) (typed ? (expression) : READ(expression))
 
+/* The same for a field that is one bit: not 0, if that is set. */
+#define LOAD_BIT(type, pointer, field)                                                             \
+	(LOAD(*((__u8 *)(pointer) + BYTE_##type##__##field)) & MASK_##type##__##field)
+
 /* What one window shows; programs ask for no more at once, whether there are windows or not. */
 #define WINDOW_WORDS 6
 #define WINDOW_BYTES (WINDOW_WORDS * 8)

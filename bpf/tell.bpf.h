@@ -68,6 +68,25 @@ static __always_inline void name_qdisc(const struct Qdisc *qdisc, struct hop_eve
 	bpf_probe_read_kernel_str(event->gateway, IFNAME_BYTES, ops->id);
 }
 
+/*
+ * Has tc sent the packet here? mirred and nft's fwd have the kernel note it (5.6: 2c64605b590e),
+ * bpf_redirect since 6.4 (59e498a3289f), and only where that goes out of a device.
+ */
+static __always_inline __u16 redirect_flags(int typed, const struct sk_buff *skb)
+{
+	__u16 flags = 0;
+
+#ifdef BYTE_sk_buff__redirected
+	if (LOAD_BIT(sk_buff, skb, redirected))
+		flags |= HOP_REDIRECTED;
+#ifdef BYTE_sk_buff__from_ingress
+	if (flags && LOAD_BIT(sk_buff, skb, from_ingress))
+		flags |= HOP_FROM_INGRESS;
+#endif
+#endif
+	return flags;
+}
+
 /* Fill in all that is the same at every hop. */
 static __always_inline void describe(int typed, const struct sight *sight, struct hop_event *event)
 {
@@ -76,7 +95,7 @@ static __always_inline void describe(int typed, const struct sight *sight, struc
 
 	event->packet_id = sight->packet_id;
 	event->hop = sight->hop;
-	event->flags = sight->flags;
+	event->flags = sight->flags | redirect_flags(typed, sight->skb);
 	event->location = sight->location;
 	event->argument = sight->argument;
 	event->out_ifindex = sight->out_ifindex;

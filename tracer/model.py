@@ -71,6 +71,30 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class TcFilter:
+    """What tc runs for each packet at one side of a device: it may send it elsewhere, or end it."""
+
+    ifindex: int
+    side: str
+    """`ingress`, behind netif_receive_skb, or `egress`, before net_dev_queue."""
+    kind: str
+    """The classifier: `bpf`, `flower`, `matchall`, `u32`, …; `tcx`: a program on a link."""
+    name: str = ""
+    """Of a BPF program: as who attached it calls it, of tcx its own."""
+    program_id: int = 0
+    """Of a BPF program; 0: none, or not told."""
+    actions: tuple[str, ...] = ()
+    """`mirred`, `gact`, …"""
+
+    @property
+    def text(self) -> str:
+        """`bpf cil_from_container id 7`, `matchall: mirred`."""
+        words = [self.kind, self.name, f"id {self.program_id}" if self.program_id else ""]
+        what = " ".join(filter(None, words))
+        return f"{what}: {', '.join(self.actions)}" if self.actions else what
+
+
+@dataclass(frozen=True, slots=True)
 class Namespace:
     """One network namespace, whoever made it."""
 
@@ -268,6 +292,8 @@ class Node(ClusterView):
     """Sources that could not be read, and what that costs."""
     version: int = 0
     """Grows with every change, so that a reader can tell cheaply whether to look again."""
+    tc_filters: Mapping[int, tuple[TcFilter, ...]] = field(default_factory=dict)
+    """By namespace, in the order they run; one whose filters nobody has read is absent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tracer.analysis.watch import watched
-from tracer.inventory import rtnl
+from tracer.inventory import rtnl, tc
 from tracer.inventory.sysctl import netns_path, read_sysctls
 from tracer.kernel import nf_links, tcx
 
@@ -114,7 +114,7 @@ def _steers(node: Node, netns: int) -> bool:
 
     def work() -> None:
         with rtnl.open_socket() as sock:
-            classified.update(rtnl.read_classified(sock))
+            classified.update(tc.read_classified(sock))
         classified.update(tcx.with_ingress(veths))
 
     path = netns_path(node.namespaces.get(netns), netns)

@@ -1,13 +1,12 @@
-"""`trace` where packets go other ways than through a bridge: routed pods, tc, macvlan, splits."""
+"""`trace` where packets go other ways than through a bridge: routed pods, macvlan, splits."""
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import contextmanager
 
 import pytest
-from lab import namespaces, runner, tc, ways
+from lab import namespaces, runner, ways
 from lab.namespaces import End
 from lab.topology import meet
 from lab.traffic import (
@@ -62,20 +61,6 @@ def calico(cluster):  # noqa: ARG001 - it sweeps away what a killed run left
 
 
 @pytest.fixture(scope="module")
-def cilium(cluster):  # noqa: ARG001
-    """Two pods without a bridge or routes: tc programs are to carry packets between them."""
-    with spaces("cil", "cil-1", "cil-2") as (node, *pods):
-        for number, pod in enumerate(pods, 1):
-            own = f"10.253.2.{number}/24", f"fd00:10:253:2::{number}/64"
-            namespaces.join(End(node, f"lxc{number}", ()), End(pod, "eth0", own))
-        for one, other, number in ((*pods, 2), (*reversed(pods), 1)):
-            for address in (f"10.253.2.{number}", f"fd00:10:253:2::{number}"):
-                link = link_address(other, "eth0")
-                one.ip(f"neigh replace {address} lladdr {link} dev eth0 nud permanent")
-        yield node, *pods
-
-
-@pytest.fixture(scope="module")
 def macvlan(cluster):  # noqa: ARG001
     """A pod whose device is a macvlan of the node's, and a host on the same wire."""
     with spaces("mac", "mac-1", "mac-out") as (node, pod, outside):
@@ -90,12 +75,8 @@ def macvlan(cluster):  # noqa: ARG001
         yield node, pod, outside
 
 
-def link_address(where, device):
-    return json.loads(where.ip(f"-j link show dev {device}"))[0]["address"]
-
-
 @pytest.fixture(scope="module")
-def trace(calico, cilium, macvlan, cri_env):  # noqa: ARG001 - all is there before it looks
+def trace(calico, macvlan, cri_env):  # noqa: ARG001 - all is there before it looks
     """One `tracer trace` for the module."""
     with runner.whole("trace", f"(udp or tcp) and ({NETS})", "-o", "json", env=cri_env) as live:
         yield live
@@ -124,23 +105,6 @@ def test_routed_pods_without_a_bridge(calico, packets, version):
     for record in deliver(packets, one, other, address):
         ways.check(record, way, "delivered")
         assert "trt-cali cali1>cali2" in ways.routes(record)
-
-
-@pytest.mark.parametrize("version", [4, 6])
-@pytest.mark.parametrize("helper", [tc.REDIRECT, tc.REDIRECT_PEER])
-def test_tc_redirect(cilium, packets, version, helper):
-    node, one, other = cilium
-    address = "10.253.2.2" if version == 4 else "fd00:10:253:2::2"
-    with tc.redirected(node, "lxc1", "lxc2", helper):
-        found = deliver(packets, one, other, address)
-    came = [f"{node.name} lxc1 {hook}" for hook in ("netif_rx", "netif_receive_skb")]
-    if helper == tc.REDIRECT:
-        left = [f"{node.name} lxc2 {hook}" for hook in ("net_dev_queue", "net_dev_start_xmit")]
-        end = ways.received(other.name, version)
-    else:  # no device of the node sends it, and the pod's own does not receive it anew
-        left, end = [], ways.received(other.name, version)[2:]
-    for record in found:
-        ways.check(record, [*ways.sent(one.name, version), *came, *left, *end], "delivered")
 
 
 def test_macvlan(macvlan, packets):

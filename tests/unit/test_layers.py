@@ -13,7 +13,16 @@ LAYERS = {
     "__main__": {"cli"},
     "cli": {"", "commands", "config", "errors"},
     "config": {"errors"},
-    "commands": {"", "session", "explaining", "followers", "ct_tracking", "notify", "errors"}
+    "commands": {
+        "",
+        "session",
+        "explaining",
+        "followers",
+        "ct_tracking",
+        "tc_reading",
+        "notify",
+        "errors",
+    }
     | {"attribution", "model", "flow_table", "wall_time", "layout", "ct_layout"}
     | {"kernel", "inventory", "cluster", "netfilter", "analysis", "sinks", "recording", "report"}
     | {"metrics"},
@@ -21,6 +30,7 @@ LAYERS = {
     | {"kernel", "inventory", "cluster", "analysis", "sinks"},
     "followers": {"", "nf_cover", "model", "errors", "inventory", "kernel", "analysis"},
     "nf_cover": {"", "model", "errors", "inventory", "kernel", "analysis"},
+    "tc_reading": {"", "model", "errors", "inventory", "kernel"},
     "attribution": {"", "model", "layout", "errors", "inventory", "netfilter", "analysis"},
     "explaining": {"", "model", "errors", "inventory", "analysis"},
     "ct_tracking": {"", "model", "ct_layout", "errors", "inventory", "netfilter", "analysis"},

@@ -9,6 +9,8 @@ import numpy as np
 from tracer.analysis.branches import HOP
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from tracer.analysis.branches import Order
@@ -25,9 +27,11 @@ _GROUP_BIT = 1
 
 
 def bridge_passages(
-    rows: np.ndarray, order: Order, columns: Columns, node: Node
+    rows: np.ndarray, order: Order, columns: Columns, node: Node, redirected: Collection[int] = ()
 ) -> dict[int, Record]:
     """Row → `bridge.name`, `bridge.action` and `bridge.port`, where a bridge had the packet.
+
+    Rows that are `redirected` tc brought there.
 
     No tracepoint tells what a bridge decides: it is inferred from the hops at its ports and at
     itself. Where none is on the way of any packet the answer is empty, and cheap.
@@ -37,6 +41,7 @@ def bridge_passages(
         return {}
     form = np.array(columns.form)
     role, bridge = (np.array(column)[form] for column in zip(*kinds, strict=True))
+    role[list(redirected)] = _ELSEWHERE
     row = np.flatnonzero(np.isin(role, (_LEFT, _UP, _INSIDE)))
     came = _origins(rows["hop"], order, row)
     at_bridge = (came >= 0) & np.isin(role[came], (_CAME, _DOWN)) & (bridge[came] == bridge[row])

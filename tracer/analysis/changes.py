@@ -59,7 +59,7 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     row, now, before = (part[before >= 0] for part in (row, now, before))
     for at in row[_data_moved(rows, before, row) | _data_moved(rows, row, now)].tolist():
         told[at].append("data copied")
-    ttl = _ttls(rows)
+    ttl = ttls(rows)
     unlike = _unlike(rows, ttl, before, now)
     row, now, before = row[unlike], now[unlike], before[unlike]
     for differs, say in _COMPARISONS:
@@ -298,7 +298,7 @@ def _conntrack_mark(rows: np.ndarray, before: int, now: int) -> str:
     return f"conntrack mark {int(old['mark']):#x} → {int(new['mark']):#x}"
 
 
-def _ttls(rows: np.ndarray) -> NDArray[np.uint8]:
+def ttls(rows: np.ndarray) -> NDArray[np.uint8]:
     """TTL or hop limit of each row, 0 where its bytes do not tell."""
     ethertype, packet = rows["tuple"]["ethertype"], rows["packet"]
     ttl = np.zeros(len(rows), np.uint8)

@@ -20,6 +20,7 @@ from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.names import pod_at, pod_fields, service_fields, who_fields
 from tracer.analysis.neighbours import asks_neighbour, neighbour_waits
 from tracer.analysis.packet import describe, parse
+from tracer.analysis.redirects import filter_fields, filters_by_place, redirects
 from tracer.analysis.uncollected import uncollected
 from tracer.analysis.verdict import verdict_of
 from tracer.layout import layout
@@ -96,8 +97,8 @@ class _View:
     """Of each packet, as it was first sent: EtherType, and the bytes from its network header on."""
     times: list[str]
     """Of each row, as the records write it."""
-    bridges: dict[int, Record]
-    """Row → what a bridge did there."""
+    passages: list[dict[int, Record]]
+    """Row → what a bridge, or tc, had done."""
     waits: set[int]
     """Rows that waited for the next hop's link address."""
 
@@ -105,8 +106,9 @@ class _View:
 def _view(batch: Batch, context: Context) -> _View:
     forms: list[Record] = []
     telling: list[bool] = []
+    filters = filters_by_place(context.node)
     for place, has_delta, has_duration in batch.columns.forms:
-        form = {**_place(place, context.node), "time": ""}
+        form = {**_place(place, context.node), **filter_fields(place, filters), "time": ""}
         if has_delta:
             form["delta_ns"] = 0
         if has_duration:
@@ -116,11 +118,13 @@ def _view(batch: Batch, context: Context) -> _View:
     rows, headers = batch.rows, _headers(batch)
     fields = rows["tuple"], rows["ct"], rows["bytes"]
     times = time_texts(rows["time_ns"].astype(np.int64) + context.wall_offset_ns)
-    bridges = bridge_passages(rows, batch.order, batch.columns, context.node)
+    sent = redirects(rows, batch.order, context.node, filters)
+    bridges = bridge_passages(rows, batch.order, batch.columns, context.node, sent)
     waits = neighbour_waits(rows, batch.order, batch.columns, context.symbol)
     return _View(
-        rows, batch.columns, context, forms, telling, *fields, headers, times, bridges, waits
-    )
+        rows, batch.columns, context, forms, telling, *fields, headers, times,
+        [told for told in (sent, bridges) if told], waits,
+    )  # fmt: skip
 
 
 def _headers(batch: Batch) -> list[tuple[int, bytes]]:
@@ -220,8 +224,8 @@ def _hops(path: Path, view: _View) -> list[Record]:
         if row in changes:
             text = changes[row]
             hop["changes"] = text if text[0] else [f"crossed into {where(hop)}", *text[1:]]
-        if row in view.bridges:
-            hop.update(view.bridges[row])
+        for passages in view.passages:
+            hop.update(passages.get(row, {}))
         if row in view.waits:
             hop["changes"] = [*hop.get("changes", ()), "waited for the next hop's link address"]
         if telling[form]:

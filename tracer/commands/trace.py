@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from tracer.recording import Recorder
 from tracer.session import Session, say
 from tracer.sinks import open_sink
 from tracer.sinks.pcapng import Pcapng
+from tracer.tc_reading import TcReader
 
 if TYPE_CHECKING:
     import argparse
@@ -145,6 +147,7 @@ class Trace:
         self._explainer = Explainer(lambda: session.node, *found)
         self._rules = rules
         self._held = HeldPaths(rules, self._explainer.explain) if rules else None
+        self._tc = TcReader()
         self.packets = self.shown = self._read_ns = 0
         self.whole_since_ns = 0
         """CLOCK_BOOTTIME since when every hook is attached, or -1 (on standby)."""
@@ -166,14 +169,21 @@ class Trace:
         if not len(hops) and not len(drops):
             return False
         self._assembler.add(hops, drops)
+        namespaces = [int(netns) for netns in np.unique(hops["netns"]) if netns]
+        for warning in self._tc.look(self._session.node, namespaces):
+            say(f"warning: {warning}")
         if self._outputs.recorder:
-            context = self._session.context()
+            context = self._context()
             self._outputs.recorder.record("hops", hops, context)
             self._outputs.recorder.record("drops", drops, context)
         known = self._session.inventory.node.namespaces
-        if any(int(netns) not in known for netns in np.unique(hops["netns"]) if netns):
+        if any(netns not in known for netns in namespaces):
             self._session.inventory.poke()
         return True
+
+    def _context(self) -> Context:
+        context = self._session.context()
+        return replace(context, node=self._tc.over(context.node))
 
     def write(self, *, everything: bool = False) -> None:
         """Write the paths that are complete, or all that are left."""
@@ -183,7 +193,7 @@ class Trace:
         paths = self._assembler.take(now_ns, everything=everything)
         self.packets += len(paths)
         paths = [path for path in paths if self._wanted(path)]
-        context = self._session.context()
+        context = self._context()
         if self._held:
             paths = self._held.add(paths, context) + self._held.named(last=everything)
         if self._session.limits.count is not None:

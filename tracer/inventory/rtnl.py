@@ -27,7 +27,6 @@ Message = Any
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_GETQDISC = 38
 RTM_NEWNSID, RTM_DELNSID, RTM_GETNSID = 88, 89, 90
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 29, 8
@@ -40,9 +39,6 @@ RECEIVE_BYTES = 1 << 16
 EVENT_BUFFER_BYTES = 1 << 20
 TIMEOUT_S = 2.0
 HEADER = struct.Struct("=IHHII")
-TCMSG = struct.Struct("=B3xiIII")
-TC_H_INGRESS = 0xFFFFFFF1
-"""Parent of the qdiscs `ingress` and `clsact`."""
 
 
 def open_socket() -> socket.socket:
@@ -76,9 +72,9 @@ def read_view(sock: socket.socket, node_fd: int, node_inode: int) -> View:
     """Everything in the socket's netns; `node_fd` is the node's netns, to know its id here."""
     view = View()
     mask = struct.pack("=HHI", 8, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
-    for kind, data, offset in _request(sock, RTM_GETLINK, bytes(16) + mask):
+    for kind, data, offset in request(sock, RTM_GETLINK, bytes(16) + mask):
         apply(view, kind, data, offset)
-    for kind, data, offset in _request(sock, RTM_GETADDR, bytes(8)):
+    for kind, data, offset in request(sock, RTM_GETADDR, bytes(8)):
         apply(view, kind, data, offset)
     nsid = read_nsid(sock, node_fd)
     if nsid is not None:
@@ -89,19 +85,10 @@ def read_view(sock: socket.socket, node_fd: int, node_inode: int) -> View:
 def read_nsid(sock: socket.socket, netns_fd: int) -> int | None:
     """Ask for the id that the socket's netns has for another one; None where it has none."""
     body = bytes(4) + struct.pack("=HHI", 8, NETNSA_FD, netns_fd)
-    for _, data, offset in _request(sock, RTM_GETNSID, body, flags=NLM_F_REQUEST):
+    for _, data, offset in request(sock, RTM_GETNSID, body, flags=NLM_F_REQUEST):
         nsid = _decode(nsidmsg, data, offset).get_attr("NETNSA_NSID")
         return None if nsid is None or nsid == NETNSA_NSID_NOT_ASSIGNED else int(nsid)
     return None
-
-
-def read_classified(sock: socket.socket) -> frozenset[int]:
-    """Devices of the socket's netns with a place for tc filters: `clsact` or `ingress`."""
-    told = [
-        TCMSG.unpack_from(data, offset + HEADER.size)
-        for _, data, offset in _request(sock, RTM_GETQDISC, bytes(TCMSG.size))
-    ]
-    return frozenset(ifindex for _, ifindex, _, parent, _ in told if parent == TC_H_INGRESS)
 
 
 def apply(view: View, kind: int, data: bytes, offset: int) -> bool:
@@ -176,7 +163,7 @@ def _decode(message_type: Callable[..., Any], data: bytes, offset: int) -> Messa
     return message
 
 
-def _request(
+def request(
     sock: socket.socket, kind: int, body: bytes, flags: int = NLM_F_REQUEST | NLM_F_DUMP
 ) -> Iterator[tuple[int, bytes, int]]:
     """Send one request; yield (type, datagram, offset) of each answer. Raises OSError."""

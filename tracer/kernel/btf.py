@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -202,16 +202,20 @@ class Btf:
             found = self.type(found.target)
         return found
 
-    def has_member(self, record: Type, name: str) -> bool:
-        """Whether C can write `record.name`: looks into anonymous members too."""
+    def member(self, record: Type, name: str) -> Member | None:
+        """Return what C means by `record.name`, in anonymous members too; None if it is nothing.
+
+        Its bit_offset counts from where `record` begins.
+        """
         for member in record.members:
             if member.name == name:
-                return True
+                return member
             if not member.name and not member.bit_size:
                 inner = self.strip(member.type_id)
-                if inner.kind in RECORDS and self.has_member(inner, name):
-                    return True
-        return False
+                found = self.member(inner, name) if inner.kind in RECORDS else None
+                if found:
+                    return replace(found, bit_offset=member.bit_offset + found.bit_offset)
+        return None
 
     def _add(self, data: bytes, *, first: int, strings_start: int) -> None:
         words, strings = _sections(data)

@@ -54,14 +54,18 @@ TYPEDEFS = """
 """.split()  # noqa: SIM905 - names read best as running text
 
 OPTIONAL_FIELDS = {
-    "sk_buff": ("vlan_present", "vlan_all", "vlan_tci", "mono_delivery_time", "tstamp_type"),
+    "sk_buff": (
+        *("vlan_present", "vlan_all", "vlan_tci", "mono_delivery_time", "tstamp_type"),
+        *("redirected", "from_ingress"),
+    ),
     "nf_conn": ("zone", "mark", "labels"),
     "net_device": ("nd_net",),
     "sock_common": ("skc_net", "skc_v6_daddr"),
     "sock_cgroup_data": ("cgroup", "val"),
     "nf_conntrack_zone": ("id",),
 }
-"""Fields that kernels differ in: those present get `HAS_<struct>__<field>`."""
+"""Fields that kernels differ in: those present get `HAS_<struct>__<field>`; a single bit, which has
+no address in C, its `BYTE_…` in the struct and `MASK_…` in that byte, too."""
 
 ASSERTED = ("sk_buff", "net_device", "net", "sock", "sock_common", "nf_conn", "nf_hook_state")
 """Structs whose every offset the compiler proves, each time it compiles."""
@@ -143,7 +147,7 @@ def vmlinux(btf: Btf) -> str:
         *(f"struct {name};" for name in _FORWARD),
         *dump.lines,
         *_missing_helpers(dump),
-        *(f"#define {macro} 1" for macro in _presence(btf)),
+        *(f"#define {macro} {value}" for macro, value in _presence(btf)),
         *dump.asserts(asserted),
     ]
     return "\n".join(lines) + "\n"
@@ -168,22 +172,26 @@ def _missing_helpers(dump: CDump) -> Iterator[str]:
             yield f"#define BPF_FUNC_{name} {number}"
 
 
-def _presence(btf: Btf) -> Iterator[str]:
-    """Names of the macros that tell C what this kernel has."""
+def _presence(btf: Btf) -> Iterator[tuple[str, int]]:
+    """Macros that tell C what this kernel has, with their values."""
     helpers = btf.find("bpf_func_id", ENUMS)
     for name, _ in helpers.values if helpers else ():
-        yield name.replace("BPF_FUNC_", "HAS_FUNC_")
+        yield name.replace("BPF_FUNC_", "HAS_FUNC_"), 1
     for name in ENUM_NAMES:
         if btf.find(name, ENUMS):
-            yield f"HAS_ENUM_{name}"
+            yield f"HAS_ENUM_{name}", 1
     for name in STRUCTS:
         if btf.find(name, RECORDS):
-            yield f"HAS_STRUCT_{name}"
+            yield f"HAS_STRUCT_{name}", 1
     for name, fields in OPTIONAL_FIELDS.items():
         record = btf.find(name, RECORDS)
         for field in fields:
-            if record and btf.has_member(record, field):
-                yield f"HAS_{name}__{field}"
+            member = btf.member(record, field) if record else None
+            if member:
+                yield f"HAS_{name}__{field}", 1
+            if member and member.bit_size == 1:
+                yield f"BYTE_{name}__{field}", member.bit_offset // 8
+                yield f"MASK_{name}__{field}", 1 << member.bit_offset % 8
 
 
 def _version_code(release: str) -> int:

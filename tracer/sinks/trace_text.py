@@ -201,6 +201,11 @@ def hop_notes(hop: Record) -> list[str]:
     told = [text for text in told if text != "clone"]
     if "bridge.name" in hop:
         told.append(_bridge(hop))
+    if "tc.redirect.action" in hop:
+        told.append(_redirect(hop))
+    if "tc.filters" in hop:
+        side = "ingress" if hop["hook"] == "netif_receive_skb" else "egress"
+        told.append(f"tc {side}: {', '.join(hop['tc.filters'])}")
     if "route.interface.name" in hop:
         told.append(f"to {hop['route.interface.name']}")
     if "copied_bytes" in hop:
@@ -223,6 +228,16 @@ def _bridge(hop: Record) -> str:
     if action != "in":
         words += f" {hop.get('bridge.port', name)} → {hop['interface.name']}"
     return f"bridge {name}: {words}"
+
+
+def _redirect(hop: Record) -> str:
+    """`redirected by tc at lxc1 ingress (bpf cil_from_container id 7)`."""
+    action, peer = hop["tc.redirect.action"], hop.get("tc.redirect.peer")
+    words = f"redirected to the peer of {peer}" if peer else action
+    place = f"{hop.get('tc.redirect.interface.name', '')} {hop['tc.redirect.hook']}".lstrip()
+    by = hop.get("tc.redirect.filters")
+    words += f" by tc at {place}" + (f" ({'; '.join(by)})" if by else "")
+    return f"{words}, inferred" if hop.get("tc.redirect.inferred") else words
 
 
 def rule_words(hop: Record) -> str:

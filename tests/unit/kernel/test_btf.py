@@ -70,17 +70,17 @@ def test_strip_looks_behind_qualifiers_and_typedefs():
     assert btf.strip(top, typedefs=False).name == "t"
 
 
-def test_has_member_looks_into_anonymous_members_only():
+def test_a_member_is_looked_for_in_anonymous_members_only():
     w = BtfWriter()
     i = w.int("int", 4)
     inner = w.struct("", 8, ("a", i, 0), ("b", i, 32))
     union = w.union("", 8, ("", inner, 0))
-    w.struct("s", 16, ("", union, 0), ("named", inner, 64))
+    w.struct("s", 24, ("first", i, 0), ("", union, 64), ("named", inner, 128))
     btf = Btf(w.blob())
     s = btf.find("s", RECORDS)
-    assert btf.has_member(s, "b")
-    assert btf.has_member(s, "named")
-    assert not btf.has_member(s, "c")
+    assert btf.member(s, "b").bit_offset == 96
+    assert btf.member(s, "named").bit_offset == 128
+    assert btf.member(s, "c") is None
 
 
 def test_modules_overlap_in_the_file_but_not_here():

@@ -34,6 +34,24 @@ def test_what_the_kernel_has_can_be_tested_with_ifdef():
     }
 
 
+def test_a_bit_is_found_by_its_byte_and_mask():
+    w = BtfWriter()
+    u8 = w.int("unsigned char", 1)
+    flags = w.struct(
+        "", 2, ("redirected", u8, 8, 1), ("from_ingress", u8, 11, 1), ("tstamp_type", u8, 12, 2)
+    )
+    w.struct("sk_buff", 8, ("len", u8, 0), ("", flags, 32))
+    found = {line for line in lines_of(Btf(w.blob())) if line.endswith(tuple("0123456789"))}
+    assert {
+        "#define BYTE_sk_buff__redirected 5",
+        "#define MASK_sk_buff__redirected 1",
+        "#define BYTE_sk_buff__from_ingress 5",
+        "#define MASK_sk_buff__from_ingress 8",
+        "#define HAS_sk_buff__tstamp_type 1",
+    } <= found
+    assert not [line for line in found if "BYTE_sk_buff__tstamp_type" in line]
+
+
 def test_helpers_that_the_kernel_lacks_get_their_number():
     lines = lines_of(small_kernel())
     assert "#define BPF_FUNC_map_update_elem 2" in lines

@@ -23,6 +23,7 @@ from tracer.model import (
     Selector,
     Service,
     ServicePort,
+    TcFilter,
 )
 from tracer.recording.node_json import NodeReader, node_patch, printable
 
@@ -58,6 +59,7 @@ RULES = st.builds(
 )
 DIRECTIONS = st.none() | st.lists(RULES, max_size=2).map(tuple)
 POLICIES = st.builds(NetworkPolicy, NAMES, NAMES, SELECTORS, DIRECTIONS, DIRECTIONS)
+TC_FILTERS = st.builds(TcFilter, INODES, NAMES, NAMES, NAMES, INODES, TEXTS)
 NODES = st.builds(
     Node,
     NAMES,
@@ -71,6 +73,7 @@ NODES = st.builds(
     st.dictionaries(INODES, NAMES, max_size=3),
     TEXTS,
     INODES,
+    tc_filters=st.dictionaries(INODES, st.lists(TC_FILTERS, max_size=2).map(tuple), max_size=2),
     cluster_pods=st.dictionaries(NAMES, CLUSTER_PODS, max_size=2),
     cluster_pod_by_address=LABELS,
     node_by_address=LABELS,

@@ -11,7 +11,7 @@ from tracer.sinks import open_sink
 from tracer.sinks.hubble import envelope
 from tracer.sinks.output import Output
 from tracer.sinks.terminal import Terminal, span
-from tracer.sinks.trace_text import Tree, bars
+from tracer.sinks.trace_text import Tree, bars, hop_notes
 
 NAMES = ("bridge", "flood", "forward_drop", "retransmit", "service")
 END = {"type": "end", "packets": 3, "shown": 2, "lost": {"hops": 4}}
@@ -109,6 +109,24 @@ def test_hubble_observation_points():
     unknown = envelope({**packet, "verdict": "unknown"})["flow"]
     assert unknown["verdict"] == "TRACED"
     assert "trace_observation_point" not in unknown
+
+
+def test_what_tc_does():
+    came = {"hook": "netif_receive_skb", "tc.filters": ["tcx a id 3", "u32: mirred"]}
+    assert hop_notes(came) == ["tc ingress: tcx a id 3, u32: mirred"]
+    place = {"tc.redirect.hook": "ingress", "tc.redirect.interface.name": "lxc1"}
+    left = {"hook": "net_dev_queue", "tc.redirect.action": "redirected", **place}
+    by = {"tc.redirect.filters": ["tcx a id 3"], "tc.filters": ["bpf b id 4"]}
+    assert hop_notes(left | by) == [
+        "redirected by tc at lxc1 ingress (tcx a id 3)",
+        "tc egress: bpf b id 4",
+    ]
+    peer = {"tc.redirect.peer": "lxc2", "tc.redirect.inferred": True}
+    assert hop_notes(left | peer) == [
+        "redirected to the peer of lxc2 by tc at lxc1 ingress, inferred"
+    ]
+    nowhere = {"tc.redirect.action": "redirected", "tc.redirect.hook": "egress"}
+    assert hop_notes({"hook": "net_dev_queue", **nowhere}) == ["redirected by tc at egress"]
 
 
 @pytest.mark.parametrize(
