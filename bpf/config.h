@@ -57,7 +57,8 @@
 #ifndef MAX_FLOW_DROPS
 #define MAX_FLOW_DROPS (MAX_FLOWS / 4)
 #endif
-#define MAX_FLOW_CONNECTIONS (MAX_FLOWS / 2) /* of two directions and more each */
+/* Of two directions and more each, and of what died. */
+#define MAX_FLOW_CONNECTIONS (MAX_FLOWS / 2 + MAX_FLOW_DROPS)
 #define MAX_FLOW_TRANSITS (MAX_FLOWS / 16) /* only those that had a packet timed */
 #ifndef MAX_FLOW_OTHER
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions in one interval */

@@ -228,6 +228,24 @@ static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
 #endif
 
 #ifdef WITH_FLOWS
+/* The node's entry of what died, which may never come to a pod: its flow gets its number by it. */
+static __always_inline void tell_dead_connection(const struct drop_event *event)
+{
+	struct flow_connection_key key __attribute__((aligned(8))) = {};
+	int slot = 0;
+	void *map;
+
+	if (event->netns != NODE_NETNS || !event->ct.present)
+		return;
+	map = flow_connections.lookup(&slot);
+	if (!map)
+		return;
+	key.orig = event->ct.orig;
+	key.zone = event->ct.zone;
+	if (bpf_map_update_elem_(map, &key, (void *)&event->ct, BPF_ANY))
+		lose(LOSS_FLOW_DETAILS);
+}
+
 static __always_inline void count_flow_drop(const struct sk_buff *skb,
 					    const struct drop_event *event)
 {
@@ -247,10 +265,13 @@ static __always_inline void count_flow_drop(const struct sk_buff *skb,
 	key.reason = event->reason;
 	key.location = event->location;
 	count = bpf_map_lookup_elem_(map, &key);
-	if (!count && bpf_map_update_elem_(map, &key, &first, BPF_NOEXIST) == 0)
-		return;
-	if (!count)
+	if (!count) {
+		/* First: who reads the drop looks for the entry afterwards. */
+		tell_dead_connection(event);
+		if (bpf_map_update_elem_(map, &key, &first, BPF_NOEXIST) == 0)
+			return;
 		count = bpf_map_lookup_elem_(map, &key);
+	}
 	if (!count) {
 		lose(LOSS_FLOW_DROPS);
 		return;

@@ -302,6 +302,42 @@ def test_datagrams_that_nobody_answers(cluster, flows):
         assert (record["packets"], record["conntrack.state"]) == (7, "new")
 
 
+def test_what_dies_has_the_number_of_its_flow(cluster, flows):
+    """On the node before it came to a pod, amid a connection, and in the pod: one number each."""
+    port, closed, client, web = new_port(), new_port(), cluster.client, cluster.web
+    died = {"verdict": "dropped"}
+    with (
+        service(web, port, "udp"),
+        udp_listener(web.where, port) as server,
+        client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        flows("--interval", "10m") as live,
+    ):
+        sender.bind((client.ip4, new_port()))
+        source = sender.getsockname()[1]
+        for _ in range(5):
+            sender.sendto(b"question", (VIP, VIP_PORT))
+            server.recv(100)
+        with nft(namespaces.node(), "ip", "forward", f"ip daddr {web.ip4} udp dport {port} drop"):
+            sender.sendto(b"question", (VIP, VIP_PORT))
+            never = send_udp(client.where, (VIP, VIP_PORT), 3)
+        refused = send_udp(client.where, (web.ip4, closed), 7)
+        done = live.stop()
+    for wanted, ends, packets in (
+        ({"client.port": source}, both_sides(client, web, port, source), 1),
+        ({"client.port": never}, {"client.address": client.ip4, "nat.dst.address": web.ip4}, 3),
+        ({"src.port": refused, "dst.port": closed, "transport": "udp"}, {}, 7),
+    ):
+        ours = [r for r in done.records if runner.matches(r, wanted)]
+        dead = [r for r in ours if runner.matches(r, died)]
+        assert sum(r["packets"] for r in dead) == packets, ours
+        assert len(ours) > len(dead)
+        assert len({r.get("flow.id") for r in ours}) == 1, ours
+        for record in ours:
+            assert record["conntrack.state"] == "new"
+        for record in dead:
+            assert_has(record, {**ends, "conntrack.direction": "original"})
+
+
 def test_time_across_the_node(cluster, flows):
     """Some of 21 datagrams are timed: count, sum, maximum and histogram agree."""
     port, client, web = new_port(), cluster.client, cluster.web

@@ -108,6 +108,16 @@ def link(keys: np.ndarray, syn_ns: np.ndarray, details: Details) -> Linked:
     return Linked(flow_id, entry, reply, handshakes_ns(keys, syn_ns), transit, transits)
 
 
+def link_dead(flow: np.ndarray, sent: NDArray[np.bool_], entries: np.ndarray) -> Linked:
+    """What belongs to what died of (n,) tuple: its entry, of (m,) conntrack.
+
+    Where `sent` (n,) the tuple is as its sender wrote it, elsewhere as the pod gets it.
+    """
+    entry, reply = _find(flow, sent, ~sent, entries)
+    untimed = np.zeros(len(flow), np.uint64), np.full(len(flow), -1), no_details().transits
+    return Linked(_flow_ids(entries)[entry], entry, reply, *untimed)
+
+
 def hashed_ends(flow: np.ndarray) -> tuple[Hashes, Hashes]:
     """Hashes of who sent and who was to receive: (n,) each, of (n,) tuple of bpf/event.h.
 
@@ -154,24 +164,29 @@ def last_of(known: Hashes, wanted: Hashes) -> Rows:
 
 
 def _find_entries(keys: np.ndarray, entries: np.ndarray) -> tuple[Rows, NDArray[np.bool_]]:
-    """(n,) index of each flow's conntrack entry, or -1, and whether it is a reply.
+    """(n,) index of each flow's conntrack entry, or -1, and whether it is a reply."""
+    direction = keys["direction"]
+    return _find(keys["tuple"], direction == _EGRESS, direction > _EGRESS, entries)
+
+
+def _find(
+    flow: np.ndarray, sent: NDArray[np.bool_], got: NDArray[np.bool_], entries: np.ndarray
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """The same of (n,) tuple.
 
     What a pod sends looks like one of the entry's two tuples, for each is as its sender wrote it;
     what it gets looks like the other one, turned round.
     """
-    found, reply = np.full(len(keys), -1), np.zeros(len(keys), bool)
+    found, reply = np.full(len(flow), -1), np.zeros(len(flow), bool)
     if not len(entries):
         return found, reply
-    ends = hashed_ends(keys["tuple"])
+    ends = hashed_ends(flow)
     protocol = entries["orig"]["protocol"]
     sides = [hashed_ends(entries[name]) for name in ("orig", "reply")]
-    sent = [hashed_way(*side, protocol) for side in sides]
-    got = [hashed_way(*side[::-1], protocol) for side in sides[::-1]]
-    for forms, rows in (
-        (sent, np.flatnonzero(keys["direction"] == _EGRESS)),
-        (got, np.flatnonzero(keys["direction"] > _EGRESS)),
-    ):
-        wanted = hashed_way(ends[0][rows], ends[1][rows], keys["tuple"]["protocol"][rows])
+    as_sent = [hashed_way(*side, protocol) for side in sides]
+    as_got = [hashed_way(*side[::-1], protocol) for side in sides[::-1]]
+    for forms, rows in ((as_sent, np.flatnonzero(sent)), (as_got, np.flatnonzero(got))):
+        wanted = hashed_way(ends[0][rows], ends[1][rows], flow["protocol"][rows])
         at = last_of(np.concatenate(forms), wanted)
         found[rows] = np.where(at >= 0, at % len(entries), -1)
         reply[rows] = at >= len(entries)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.connections import Details, Linked, link, no_details
+from tracer.analysis.connections import Details, Linked, link, link_dead, no_details
 from tracer.analysis.drops import DIRECTIONS, place_fields
 from tracer.analysis.flow_details import connection_columns, detail_columns
 from tracer.analysis.flow_ends import Ends, Pods, named, numbers, spread
 from tracer.analysis.flows import distinct_places, sum_flows
 from tracer.analysis.packet import tcp_flags
-from tracer.analysis.services import service_columns
 from tracer.flow_table import Column, FlowTable, concat, constant, take
 from tracer.flow_table import table as as_table
 
@@ -98,30 +97,33 @@ def flags_column(totals: Numbers, ends: Ends) -> Column:
 
 
 def drop_table(
-    keys: Numbers, counts: Numbers, context: Context, interval_ns: tuple[int, int]
+    keys: Numbers,
+    counts: Numbers,
+    context: Context,
+    interval_ns: tuple[int, int],
+    entries: Numbers | None = None,
 ) -> FlowTable:
     """Packets of pods' flows that died: `keys` (n,) flow_drop_key, `counts` (n, cpus) drop_count.
 
     `interval_ns` is the interval's begin and end, wall clock: drops are not timed one by one.
+    `entries` is (m,) conntrack: connections that crossed the node or died there, newest last.
     Drops in the node's own namespace that concern no pod are left out.
     """
     flow = keys["flow"]
     ends = Ends(flow["tuple"])
     pods = Pods(context.node)
-    charged = pods.at_places(flow)
-    unplaced = charged < 0
-    end = np.where(flow["direction"] == _INGRESS, ends.goal, ends.source)
-    charged[unplaced] = pods.by_address(ends)[end[unplaced]]
-    # The kernel's direction is that of the first address it knew, maybe of the other pod.
-    direction = np.where(pods.owns(ends, charged, ends.goal), _INGRESS, flow["direction"])
-    direction = np.where(pods.owns(ends, charged, ends.source), _EGRESS, direction)
+    charged, direction = _charged(flow, ends, pods)
+    # In the node's namespace the kernel knows what the sender wrote, in others what crossed.
+    sent = (flow["netns"] == context.node.netns) | (direction == _EGRESS)
+    entries = no_details().entries if entries is None else entries
+    linked = link_dead(ends.flow, sent, entries)
     columns = _common(flow, context, pods, charged, direction, ends)
     columns |= {
+        **connection_columns(entries, linked, ends, pods, context.node),
         **_times(np.full(len(keys), interval_ns[0]), np.full(len(keys), interval_ns[1])),
         "verdict": constant("dropped", len(keys)),
         "packets": Column(counts["packets"].sum(axis=1)),
         "bytes": Column(counts["bytes"].sum(axis=1)),
-        **service_columns(ends.flow, ends.addresses, (ends.goal, ends.source), context.node),
         "drop.reason": named(keys["reason"], context.reason),
         "drop.location": named(keys["location"], context.symbol),
     }
@@ -129,6 +131,19 @@ def drop_table(
     columns |= _dns(pods.namespaces(charged, flow["netns"]), ends, (now_ns, now_ns), context)
     whole = as_table(len(keys), columns)
     return take(whole, (charged >= 0) | (flow["netns"] != context.node.netns))
+
+
+def _charged(
+    flow: Numbers, ends: Ends, pods: Pods
+) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
+    """Whose drops these are, of (n,) flow_key, or -1, and their direction as that pod sees it."""
+    charged = pods.at_places(flow)
+    unplaced = charged < 0
+    end = np.where(flow["direction"] == _INGRESS, ends.goal, ends.source)
+    charged[unplaced] = pods.by_address(ends)[end[unplaced]]
+    # The kernel's direction is that of the first address it knew, maybe of the other pod.
+    direction = np.where(pods.owns(ends, charged, ends.goal), _INGRESS, flow["direction"])
+    return charged, np.where(pods.owns(ends, charged, ends.source), _EGRESS, direction)
 
 
 def other_table(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.analysis.conntrack import INFO, TCP_STATES
+from tracer.analysis.conntrack import INFO, STATUS, TCP_STATES
 from tracer.analysis.flow_ends import Ends, Pods, numbers, spread
 from tracer.analysis.services import service_columns
 from tracer.flow_table import Column, coded
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _ICMP = (1, 58)
 _NS_PER_US = np.uint64(1000)
 _BYTE = 256
-_STATES = (*INFO, *[None] * (_BYTE - len(INFO)))
+_EXPECTED, _SEEN_REPLY = (1 << STATUS.index(name) for name in ("expected", "seen-reply"))
 _TCP_STATES = (None, *TCP_STATES[1:], *[None] * (_BYTE - len(TCP_STATES)))
 """Of each number that a byte can hold."""
 
 
 def detail_columns(totals: np.ndarray, linked: Linked, ends: Ends) -> dict[str, Column]:
-    """Of (n,) flow_count: traffic class, TCP, the connection's number, times across the node."""
+    """Of (n,) flow_count: traffic class, TCP, times across the node."""
     return {
         "dscp": _if_any(np.where(ends.ip, totals["dscp"], 0)),
         "tcp.retransmits": _if_any(totals["retransmits"]),
@@ -36,7 +36,6 @@ def detail_columns(totals: np.ndarray, linked: Linked, ends: Ends) -> dict[str, 
         "tcp.zero_windows": _if_any(totals["zero_windows"]),
         "tcp.rtt_ns": _if_any(totals["rtt_us"].astype(np.uint64) * _NS_PER_US),
         "tcp.handshake_ns": _if_any(linked.handshake_ns),
-        "flow.id": _if_any(linked.flow_id),
         **_transit_columns(linked),
     }
 
@@ -69,7 +68,7 @@ def _transit_columns(linked: Linked) -> dict[str, Column]:
 def connection_columns(
     entries: np.ndarray, linked: Linked, flows: Ends, pods: Pods, node: Node
 ) -> dict[str, Column]:
-    """Of flows whose conntrack entry is known: its state, and both sides of its NAT.
+    """Of flows whose conntrack entry is known: its number and state, and both sides of its NAT.
 
     `entries` is (m,) conntrack, `linked` tells which of them are the flows'. Service columns are
     those of the flow's own addresses where it has no entry.
@@ -80,7 +79,8 @@ def connection_columns(
     rows = np.flatnonzero(held)
     told = entries[linked.entry[rows]]
     columns = {
-        "conntrack.state": spread(_STATES, told["info"]),
+        "flow.id": _if_any(linked.flow_id[rows]),
+        "conntrack.state": spread(INFO, _states(told["status"])),
         "conntrack.direction": spread(("original", "reply"), linked.reply[rows].astype(np.int8)),
         "conntrack.tcp.state": spread(_TCP_STATES, told["tcp_state"]),
         "conntrack.zone": _if_any(told["zone"]),
@@ -93,6 +93,13 @@ def connection_columns(
         services = service_columns(asked.flow, asked.addresses, (asked.goal, asked.source), node)
     expanded = {name: _expanded(one, rows, len(held)) for name, one in columns.items()}
     return _with_services(expanded, services)
+
+
+def _states(status: NDArray[np.uint32]) -> NDArray[np.int8]:
+    """(n,) index in INFO: the connection's own, whatever ICMP error related to it came last."""
+    unanswered = np.where(status & _EXPECTED, INFO.index("related"), INFO.index("new"))
+    states = np.where(status & _SEEN_REPLY, INFO.index("established"), unanswered)
+    return states.astype(np.int8)
 
 
 def _nat_columns(

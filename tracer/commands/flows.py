@@ -165,9 +165,10 @@ class Flows:
         if self._budget:
             self._flows.sample_rate = self._budget.next()
         flows = self._named(last=last)
-        drops, other = self._drops.turn(), self._other.turn()
+        other = self._other.turn()
         new = Details(*self._flows.turn_details())
         details = added(self._details, new)
+        drops, died = self._died(details)
         self.read_dns(last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         flows = self._waiting.due(*flows, now_ns, everything=last)
@@ -177,7 +178,7 @@ class Flows:
         self.packets += int(flows[1]["packets"].sum() + other[1]["packets"].sum())
         other = at_pods(other[0], context.node)[0], other[1]
         rest = (
-            drop_table(*drops, context, interval_ns),
+            drop_table(*drops, context, interval_ns, died),
             other_table(*other, context, interval_ns[1], sample_rate),
         )
         details = self._placed(details)
@@ -198,6 +199,12 @@ class Flows:
         """Learn the names that pods have been told since the last call."""
         if self._dns:
             self._dns.read(last=last)
+
+    def _died(self, details: Details) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+        """(keys, counts) of what died since the last call, and the entries to be looked through."""
+        drops = self._drops.turn()
+        # The kernel tells an entry before it counts the drop, but maybe after `details` were taken.
+        return drops, np.concatenate((details.entries, self._flows.connections_so_far()))
 
     def _placed(self, details: Details) -> Details:
         """With keys at the pods' ends of pairs, as those of the flows."""

@@ -53,6 +53,10 @@ class Generations:
         keys, values = zip(*pieces, strict=True)
         return np.concatenate(keys), np.concatenate(values)
 
+    def so_far(self) -> tuple[np.ndarray, np.ndarray]:
+        """What was counted since the last turn; it stays, and the next turn tells it again."""
+        return self._pair[self._active].read()
+
     def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same, as `Map.drain` gives it; the turn is now, all of them must be taken."""
         filled = self._pair[self._active]
@@ -104,6 +108,10 @@ class FlowCounts:
     def turn_details(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(conntrack entries (m,), keys (t,) flow_key and values (t,) flow_transit) since then."""
         return self._connections.turn()[1], *self._transits.turn()
+
+    def connections_so_far(self) -> np.ndarray:
+        """Conntrack entries (m,) that came since `turn_details`, which will tell them again."""
+        return self._connections.so_far()[1]
 
     def _empty_half(self, half: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and clear one generation of the cache."""

@@ -18,7 +18,7 @@ from connection_rows import (
 
 from tracer.analysis.connections import added, handshakes_ns, link, wanted_by
 from tracer.analysis.drops import Context
-from tracer.analysis.flow_columns import flow_table
+from tracer.analysis.flow_columns import drop_table, flow_table
 from tracer.flow_table import records
 from tracer.model import Node, Pod
 
@@ -27,7 +27,7 @@ def linked(keys, details):
     return link(keys, np.zeros(len(keys), np.uint64), details)
 
 
-TO_SERVICE = entry_of((A, VIP, 4000, 80), (B, NODE_ADDRESS, 8080, 61000), zone=3, mark=9)
+TO_SERVICE = entry_of((A, VIP, 4000, 80), (B, NODE_ADDRESS, 8080, 61000), zone=3, mark=9, status=2)
 ALL_SIDES = (
     (7, OUT, A, VIP, 4000, 80),
     (8, IN, NODE_ADDRESS, B, 61000, 8080),
@@ -165,3 +165,33 @@ def test_many_connections_keep_theirs():
 def test_no_connection_opened_is_no_handshake():
     assert handshakes_ns(keys_of((7, OUT, A, B, 1, 2)), np.zeros(1, np.uint64)).tolist() == [0]
     assert len(handshakes_ns(keys_of(), np.zeros(0, np.uint64))) == 0
+
+
+def test_what_died_has_the_number_of_its_flow():
+    """Before NAT in the node's namespace, after it in a pod's; both directions; not the unknown."""
+    places = (
+        (1, 0, A, VIP, 4000, 80),  # on the node, as the client wrote it
+        (1, OUT, B, NODE_ADDRESS, 8080, 61000),  # the answer, as the server wrote it
+        (8, IN, NODE_ADDRESS, B, 61000, 8080),  # in the server's namespace
+        (7, IN, VIP, A, 80, 4000),  # the answer in the client's
+        (8, IN, A, VIP, 4000, 80),  # never looks so there
+        (1, 0, A, VIP, 4001, 80),
+    )
+    keys = np.zeros(len(places), STRUCTS["flow_drop_key"])
+    keys["flow"] = keys_of(*places)
+    counts = np.ones((len(places), 1), STRUCTS["drop_count"])
+    pods = {
+        "a": Pod("a", "shop", "a", 7, addresses=(A,)),
+        "b": Pod("b", "shop", "b", 8, addresses=(B,)),
+    }
+    node = Node("n", 1, pods, pod_by_netns={7: "a", 8: "b"}, pod_by_address={A: "a", B: "b"})
+    context = Context(node, {}, str, 0)
+    told = records(drop_table(keys, counts, context, (1, 2), TO_SERVICE))
+    (number,) = set(linked(keys_of(*ALL_SIDES), details_of(TO_SERVICE)).flow_id.tolist())
+    assert [one.get("flow.id") for one in told] == [*[number] * 4, None, None]
+    ways = [one.get("conntrack.direction") for one in told]
+    assert ways == ["original", "reply", "original", "reply", None, None]
+    assert [one.get("conntrack.zone") for one in told] == [3, 3, 3, 3, None, None]
+    for one in told[:4]:
+        ends = one["k8s.client.pod.name"], one["k8s.backend.pod.name"], one["nat.dst.address"]
+        assert ends == ("a", "b", B)
