@@ -13,6 +13,8 @@ from tracer.errors import TracerError
 if TYPE_CHECKING:
     from pathlib import Path
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+"""What a write(2) that is killed leaves whole: see line_file."""
 NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 """Refusals that may pass: somebody makes room."""
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tracer.errors import TracerError
-from tracer.files import NO_ROOM, NoRoomError, open_for_append, unwritable
+from tracer.files import NO_ROOM, PAGE_BYTES, NoRoomError, open_for_append, unwritable
 from tracer.sinks import rotation
 from tracer.sinks.backlog import Piece
 from tracer.sinks.output import mend
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from tracer.sinks.rotation import Policy
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 ROOM_BYTES = PAGE_BYTES // 2
 """What a batch leaves of its last page at least, or nothing: room for the next batch's first."""
 _MOST_BYTES = 1 << 16

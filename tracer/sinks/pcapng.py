@@ -1,7 +1,11 @@
 """Frames → a pcapng file for Wireshark and tshark: one interface a device, a comment a packet.
 
 Written by the rules of draft-ietf-opsawg-pcapng: one section, nanosecond time stamps, packet ids
-that follow a packet from interface to interface. Whole blocks only, a batch in one write.
+that follow a packet from interface to interface.
+
+A batch is one write, and no block of it crosses the end of a page (padding that readers pass over
+stands before one that would): SIGKILL can stop a write only between two pages, so that whatever
+ends the writer, the file holds whole blocks. Why, is told in line_file.
 """
 
 from __future__ import annotations
@@ -10,10 +14,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from tracer import __version__
-from tracer.files import PieceFile
+from tracer.files import PAGE_BYTES, PieceFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from tracer.model import DeviceKey, Frame
@@ -27,6 +31,9 @@ _LINKTYPE_ETHERNET, _NO_SNAPLEN, _NANOSECONDS = 1, 0, 9
 _COMMENT, _IF_NAME, _IF_DESCRIPTION, _IF_TSRESOL, _SHB_USERAPPL = 1, 2, 3, 9, 4
 _EPB_FLAGS, _EPB_PACKETID = 2, 5
 _MAX_OPTION_BYTES = 0xFFFF
+_PADDING = 0x80000001
+"""A type that is left to local use: readers know no such block, and pass it over."""
+_LEAST_BLOCK = 12
 
 
 class Pcapng:
@@ -38,24 +45,46 @@ class Pcapng:
         self._interfaces: dict[tuple[DeviceKey, str, str], int] = {}
         section = struct.pack("<IHHQ", _BYTE_ORDER, 1, 0, _LENGTH_UNKNOWN)
         maker = _option(_SHB_USERAPPL, f"tracer {__version__}".encode())
-        self._file.append(_block(_SECTION, section, maker))
+        self._size = 0
+        self._append([_block(_SECTION, section, maker)])
 
     def write(self, frames: Iterable[Frame]) -> None:
         """Write a batch; TracerError when there is no room."""
-        pieces: list[bytes] = []
+        made: list[bytes] = []
         for frame in frames:
             # A device that has changed its name or its pod is another interface.
             key = (frame.device, frame.name, frame.description)
             index = self._interfaces.get(key)
             if index is None:
                 index = self._interfaces[key] = len(self._interfaces)
-                pieces.append(_interface(frame))
-            pieces.append(_packet(frame, index))
-        self._file.append(b"".join(pieces))
+                made.append(_interface(frame))
+            made.append(_packet(frame, index))
+        self._append(made)
 
     def close(self) -> None:
         """Close the file; everything is written already."""
         self._file.close()
+
+    def _append(self, made: Sequence[bytes]) -> None:
+        piece = paged(made, self._size)
+        self._file.append(piece)
+        self._size += len(piece)
+
+
+def paged(made: Sequence[bytes], at_bytes: int) -> bytes:
+    """Blocks for a file of `at_bytes`, none of which crosses the end of a page.
+
+    But one that is longer than a page.
+    """
+    data = bytearray()
+    for block in made:
+        room = PAGE_BYTES - (at_bytes + len(data)) % PAGE_BYTES
+        # What is left must be nothing, or enough for padding.
+        fits = len(block) == room or len(block) <= room - _LEAST_BLOCK
+        if not fits and _LEAST_BLOCK <= room < PAGE_BYTES:
+            data += _block(_PADDING, bytes(room - _LEAST_BLOCK))
+        data += block
+    return bytes(data)
 
 
 def _interface(frame: Frame) -> bytes:
@@ -86,8 +115,8 @@ def _option(code: int, value: bytes) -> bytes:
 
 
 def _block(kind: int, body: bytes, *options: bytes) -> bytes:
-    content = body + b"".join(options) + _option(0, b"")
-    size = struct.pack("<I", len(content) + 12)
+    content = body + b"".join(options) + (_option(0, b"") if options else b"")
+    size = struct.pack("<I", len(content) + _LEAST_BLOCK)
     return struct.pack("<I", kind) + size + content + size
 
 

@@ -2,9 +2,10 @@
 
     flow_writer.py FORMAT PATH KILLS [POLICY…]
 
-Each fork opens the files, writes batches of numbered records as fast as it can and tells, after
-each, how many the sink has taken; after a moment it is killed. One line of JSON for each: the
-number that names its records, and how many it had written for sure.
+FORMAT is one of those of flows, or pcapng. Each fork opens the files, writes batches of numbered
+records as fast as it can and tells, after each, how many the sink has taken; after a moment it is
+killed. One line of JSON for each: the number that names its records, and how many it had written
+for sure.
 """
 
 import json
@@ -19,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from tracer.flow_table import Column, coded, constant, table
+from tracer.model import Frame
 from tracer.sinks.flow_files import Request, open_flows, usual
+from tracer.sinks.pcapng import Pcapng
 
 ROWS = 120
 EACH = 1_000_000
@@ -53,11 +56,25 @@ def policy_of(form, words):
     return replace(usual(form), max_backups=None, **given)
 
 
+def frames(first, rows=ROWS):
+    """Packets of very different lengths, at `first` ns, `first` + 1 ns, …."""
+    return [
+        Frame((1, 2), "eth0", "pod", number, bytes(number * 7 % 300), 1500, f"packet {number}")
+        for number in range(first, first + rows)
+    ]
+
+
 def write_forever(request, first, told):
-    sink = open_flows(request, lambda _: None)
+    if request.format == "pcapng":
+        # A capture cannot be gone on with: each writer has its own.
+        sink = Pcapng(request.path.with_name(f"{first}.pcapng"))
+        made = frames
+    else:
+        sink = open_flows(request, lambda _: None)
+        made = numbered
     written = 0
     while True:
-        sink.write(numbered(first + written))
+        sink.write(made(first + written))
         written += ROWS
         os.write(told, b"%d\n" % written)
 
@@ -94,7 +111,8 @@ def main():
         written = killed(request, index * EACH, random.uniform(*MOMENTS_S))  # noqa: S311 - no secret
         print(json.dumps([index, written]), flush=True)
         sys.stdin.readline()  # whoever reads the files meanwhile says when to go on
-    open_flows(request, lambda _: None).close()
+    if form != "pcapng":
+        open_flows(request, lambda _: None).close()
 
 
 if __name__ == "__main__":

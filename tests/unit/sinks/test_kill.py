@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import zstandard
 
 HERE = Path(__file__).parent
 KILLS = 25
-"""For each of four formats: a hundred."""
+"""For each of five formats: more than a hundred."""
+PACKET_BLOCK = 6
 _OPENERS = {".gz": gzip.open, ".zst": zstandard.open}
 
 
@@ -58,6 +60,18 @@ def read_parquet(path):
     return pq.read_table(path, partitioning=None).column("packets").to_pylist()
 
 
+def read_pcapng(path):
+    content, at, found = path.read_bytes(), 0, []
+    while at < len(content):
+        kind, size = struct.unpack_from("<II", content, at)
+        assert content[at + size - 4 : at + size] == struct.pack("<I", size), "half a block"
+        if kind == PACKET_BLOCK:
+            high, low = struct.unpack_from("<II", content, at + 12)
+            found.append(high << 32 | low)
+        at += size
+    return found
+
+
 def files_of(form, path):
     """What a reader of `path` finds."""
     if form == "parquet":
@@ -85,6 +99,7 @@ def numbers(form, path, known):
         ("csv", ["max_bytes=100000", "compress=gzip"]),
         ("parquet", ["max_bytes=200000"]),
         ("hubble", ["max_bytes=400000"]),
+        ("pcapng", []),
     ],
 )
 def test_killed_under_load(tmp_path, form, policy):

@@ -5,17 +5,22 @@ import struct
 import subprocess
 from socket import inet_aton
 
+import flow_writer
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tracer.analysis.addresses import address_bytes
 from tracer.analysis.drops import Context
 from tracer.analysis.frames import frames, path_frames
 from tracer.analysis.paths import Assembler
 from tracer.errors import TracerError
+from tracer.files import PAGE_BYTES
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
-from tracer.sinks.pcapng import Pcapng
+from tracer.sinks import pcapng
+from tracer.sinks.pcapng import Pcapng, paged
 
 NODE_NETNS, POD_NETNS, PLAIN_NETNS = 4026531833, 4026532001, 4026532002
 WEB = Pod("u1", "shop", "web-1", POD_NETNS, addresses=("10.244.0.5",))
@@ -181,6 +186,35 @@ def test_blocks_are_whole_and_interfaces_come_before_their_packets(tmp_path):
             assert struct.unpack_from("<I", block, 8)[0] <= known
     assert kinds[0] == 0x0A0D0D0A
     assert (kinds.count(1), kinds.count(6)) == (6, 7)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(3, 1018), max_size=60),
+    st.integers(0, 3000).filter(lambda words: words % 1024 not in (1022, 1023)),
+)
+def test_no_block_crosses_the_end_of_a_page(words, at):
+    """Blocks of any size up to a page, less what padding needs, behind any file."""
+    made = [pcapng._block(6, bytes(4 * (count - 3))) for count in words]
+    content = paged(made, 4 * at)
+    offset, found = 4 * at, []
+    for kind, block in blocks(content):
+        assert offset // PAGE_BYTES == (offset + len(block) - 1) // PAGE_BYTES
+        offset += len(block)
+        found += [block] if kind == 6 else []
+    assert found == made
+    assert offset == 4 * at + len(content)
+
+
+def test_tshark_passes_over_what_fills_pages(tmp_path):
+    sink = Pcapng(tmp_path / "c.pcapng")
+    for first in range(0, 5_005, 1_001):
+        sink.write(flow_writer.frames(first, 1_001))
+    sink.close()
+    kinds = [kind for kind, _ in blocks((tmp_path / "c.pcapng").read_bytes())]
+    assert kinds.count(pcapng._PADDING) > 100
+    assert len(run("tshark", "-n", "-r", str(tmp_path / "c.pcapng"))) == 5_005
+    assert kinds.count(6) == 5_005
 
 
 def test_each_batch_is_one_write(tmp_path, monkeypatch):
