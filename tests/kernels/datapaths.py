@@ -5,6 +5,7 @@ Made with few calls: a program starts slowly on an emulated processor, so `ip -b
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -182,6 +183,18 @@ def service(made: Bridged, pod: Host, port: int, target: int) -> Iterator[None]:
         made.node.run(
             "nft", "-f", "-", stdin=f"delete table ip {TABLE}\ndelete table ip6 {TABLE}\n"
         )
+
+
+@contextmanager
+def straight(routed: Routed) -> Iterator[None]:
+    """What `left` sends beyond its router is addressed to the link address of `right`."""
+    left, gateway = routed.left.where, routed.left.ip4[:-1] + "1"
+    (device,) = json.loads(routed.right.where.ip("-j link show dev eth0"))
+    left.ip(f"neigh replace {gateway} lladdr {device['address']} dev eth0 nud permanent")
+    try:
+        yield
+    finally:
+        left.ip(f"neigh delete {gateway} dev eth0")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import socket
 import datapaths
 import pytest
 import tracing
-from lab import rules, runner
+from lab import rules, runner, tc
 from lab import ways as hops
 from lab.traffic import ask, new_port, send_numbered, udp_listener
 from ways import WAIT_S, open_kinds_of
@@ -19,6 +19,8 @@ from ways import WAIT_S, open_kinds_of
 from tracer.kernel.hooks import KRETPROBE
 
 COUNT = 5
+TRIES = 20
+"""Tracer reads the filters of tc every few seconds at most."""
 NETS = "net 10.244.9.0/24 or net fd00:10:244:9::/64 or net 10.246.0.0/16"
 TBF = "tbf rate 8mbit burst 2kb latency 200ms"
 """A token bucket keeps every packet, if only until the next line of code."""
@@ -134,6 +136,54 @@ def test_dropped_by_a_rule(trace, packets, routed, release):
     for record in found:
         assert record.get("netfilter.hook") == (None if cut else "FORWARD")
         assert record["drop.reason"] == "NETFILTER_DROP" if release >= (5, 18) else "NOT_SPECIFIED"
+
+
+def by_tc(kind, router):
+    """What comes from `left` goes to `right`, without the router."""
+    if kind == "mirred":
+        return tc.mirred(router, "to-left", "to-right", "redirect")
+    helper = tc.REDIRECT if kind == "bpf_redirect" else tc.REDIRECT_PEER
+    return tc.redirected(router, "to-left", "to-right", helper)
+
+
+def sent_past(packets, left, right):
+    """COUNT numbered datagrams, received; their records, and what these tell of tc's redirects."""
+    port = new_port()
+    with udp_listener(right.where, port) as listener:
+        send_numbered(left.where, (right.ip4, port), COUNT)
+        for _ in range(COUNT):
+            listener.recv(100)
+        found = packets.expect(COUNT, {"dst.port": port}, WAIT_S)
+    redirects = [
+        (hop["interface.name"], hop["tc.redirect.action"], hop.get("tc.redirect.inferred", False))
+        for record in found
+        for hop in record["hops"]
+        if "tc.redirect.filters" in hop
+    ]
+    return found, redirects
+
+
+@pytest.mark.parametrize("kind", ["bpf_redirect", "bpf_redirect_peer", "mirred"])
+def test_redirected_by_tc(trace, packets, routed, release, kind):
+    """Where the kernel does not say so, it follows from the filter, once that has been read."""
+    router, left, right = routed.router, routed.left, routed.right
+    told = {
+        "bpf_redirect": ("to-right", "redirected", release < (6, 4)),
+        "bpf_redirect_peer": ("eth0", "redirected to peer", True),
+        "mirred": ("to-right", "redirected", False),
+    }[kind]
+    came = [f"{router.name} to-left {hook}" for hook in ("netif_rx", "netif_receive_skb")]
+    went = [f"{router.name} to-right {hook}" for hook in ("net_dev_queue", "net_dev_start_xmit")]
+    end = hops.received(right.where.name)
+    if kind == "bpf_redirect_peer":
+        went, end = [], end[2:]
+    with datapaths.straight(routed), by_tc(kind, router):
+        for _ in range(TRIES):
+            found, redirects = sent_past(packets, left, right)
+            trace.check(found, [*hops.sent(left.where.name), *came, *went, *end])
+            if redirects == [told] * COUNT:
+                return
+    raise AssertionError(f"told {redirects}, not {told}")
 
 
 def test_kept_by_a_queueing_discipline(trace, packets, routed):

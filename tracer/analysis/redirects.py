@@ -57,6 +57,7 @@ def redirects(rows: np.ndarray, order: Order, node: Node, filters: Filters) -> d
     goes = np.isin(hops, _GOES_TO)
     came = (before >= 0) & (hops[before] == HOP.HOP_DEV_RX)
     known = marked & goes & ~((before >= 0) & marked[before] & ~came)
+    known &= _by_tc(rows, before, came)
     told = {row: _known(row, rows, order, node, filters) for row in np.flatnonzero(known).tolist()}
     if filters:
         told |= _inferred(_moved(rows, order, goes & ~marked), rows, order, node, filters)
@@ -65,6 +66,20 @@ def redirects(rows: np.ndarray, order: Order, node: Node, filters: Filters) -> d
     for row in crossed.tolist():
         told |= _peer(row, int(before[row]), rows, node, filters)
     return told
+
+
+def _by_tc(
+    rows: np.ndarray, before: NDArray[np.int64], came: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether the mark can be tc's: an ingress is left right behind its reception.
+
+    XDP's cpumap uses the mark too, where it has the same device receive a packet again.
+    """
+    from_ingress = (rows["flags"] & FLAG.HOP_FROM_INGRESS) > 0
+    again = came & (rows["hop"] == HOP.HOP_DEV_RX)
+    again &= rows["ifindex"][before] == rows["ifindex"]
+    by_tc: NDArray[np.bool_] = np.where(from_ingress, came | (before < 0), ~again)
+    return by_tc
 
 
 def _moved(rows: np.ndarray, order: Order, goes: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -94,7 +109,7 @@ def _known(row: int, rows: np.ndarray, order: Order, node: Node, filters: Filter
     netns, ifindex = int(rows["netns"][row]), 0
     if last >= 0 and int(rows["netns"][last]) == netns:
         if side == "ingress":
-            ifindex = int(rows["ifindex"][last]) if rows["hop"][last] == HOP.HOP_DEV_RX else 0
+            ifindex = int(rows["ifindex"][last])
         elif previous > last and rows["hop"][previous] == HOP.HOP_ROUTE:
             ifindex = int(rows["out_ifindex"][previous])
         elif _leaves(rows, last):

@@ -109,6 +109,12 @@ def test_at_the_egress_of_the_device_that_it_was_to_leave_by():
     assert told(BEGIN, *hooks, left) == {2: ("redirected", None, "egress")}
 
 
+def test_a_mark_that_is_not_of_tc():
+    hooks = [hop(kind, 110 + kind, nf=PRE, ifindex=CAME) for kind in (ENTER, LEAVE)]
+    assert told(BEGIN, *hooks, hop(QUEUE, 120, ifindex=TO, flags=SENT_IN)) == {}
+    assert told(BEGIN, hop(RX, 120, ifindex=CAME, flags=SENT)) == {}
+
+
 @pytest.mark.parametrize("kind", [QUEUE, NETIF_RX, RX])
 def test_inferred_where_a_filter_is(kind):
     assert told(BEGIN, hop(kind, 110, ifindex=TO)) == {
