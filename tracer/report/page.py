@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from html import escape
 from typing import TYPE_CHECKING
@@ -148,15 +149,20 @@ def _conversations(answer: Answer) -> str:
 
 
 def _slow(answer: Answer) -> str:
-    """The medians: of round trips where any record has one, else of the node's transit."""
-    has_rtt = any(row[answer.columns.index("rtt_p50_ns")] is not None for row in answer.rows)
-    column = "rtt_p50_ns" if has_rtt else "transit_mean_ns"
-    goals = [str(row[answer.columns.index("destination")]) for row in answer.rows]
+    """Those with round trips, where there are any, else those that were timed in the node."""
+    column, what = "rtt_p50_ns", "round trip, median"
+    at = answer.columns.index(column)
+    if all(row[at] is None for row in answer.rows):
+        column, what = "transit_mean_ns", "transit of the node, mean"
+        at = answer.columns.index(column)
+    timed = sorted((row for row in answer.rows if row[at] is not None), key=lambda row: -row[at])
+    told = replace(answer, rows=tuple(timed))
+    goals = [str(row[answer.columns.index("destination")]) for row in timed]
     rows = [
         (f"{cut(source, PATH_CHARACTERS)} → {cut(goal, PATH_CHARACTERS)}", value)
-        for (source, value), goal in zip(_values(answer, "source", column), goals, strict=False)
+        for (source, value), goal in zip(_values(told, "source", column), goals, strict=False)
     ]
-    series = (("round trip, median" if has_rtt else "transit of the node, median", "received"),)
+    series = ((what, "received"),)
     return charts.bars("Slowest paths", rows, series, lambda one: span(int(one)))
 
 

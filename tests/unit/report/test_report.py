@@ -360,6 +360,18 @@ def test_slow_paths_by_transit_of_the_node(tmp_path):
     assert (found["transit_mean_ns"], found["transit_max_ns"]) == (4000, 7000)
 
 
+def test_the_chart_of_slow_paths_has_those_that_its_bars_are_about(tmp_path, capsys):
+    crossed = record(
+        1, transit__count=1, transit__sum_ns=10**9, src__port=1, dst__address="10.9.9.9"
+    )
+    (tmp_path / "a.jsonl").write_bytes(lines(record(tcp__rtt_ns=9000), crossed))
+    _, out, _ = run(capsys, tmp_path, "-o", "html")
+    chart = out.partition('id="slowest_paths"')[2].partition("<details>")[0]
+    assert "10.0.1.1" in chart
+    assert "10.9.9.9" not in chart
+    assert "10.9.9.9" in out
+
+
 def test_losses_are_told(tmp_path, capsys):
     lost = {"type": "lost", "source": "ring_full", "count": 17}
     (tmp_path / "a.jsonl").write_bytes(lines(record(), lost, lost))
