@@ -131,6 +131,66 @@ def test_packets_and_what_they_cost(cluster, flows):
         assert limit == int(CONNTRACK_MAX.read_text())
 
 
+def by_connection(records, pod):
+    """(sent, received) packets of `pod`, by records that tell both directions at one end."""
+    sums = [0, 0]
+    for one in records:
+        if one.get("verdict") != "forwarded":
+            continue
+        there, back = one["packets"], one.get("flow.reverse.packets", 0)
+        if one.get("k8s.pod.name") == pod:
+            told = (there, back) if one["direction"] == "egress" else (back, there)
+        elif "flow.both_here" in one and one.get("k8s.dst.pod.name") == pod:
+            told = back, there
+        else:
+            continue
+        sums = [sums[0] + told[0], sums[1] + told[1]]
+    return tuple(sums)
+
+
+def test_both_directions_in_one_record_count_as_if_they_were_two(cluster, flows):
+    """What each pod sent and got, though the records tell a connection at one end only."""
+    port, closed, client, web = new_port(), new_port(), cluster.client, cluster.web
+    with (
+        flows("--bidirectional") as (live, url),
+        udp_listener(web.where, port) as server,
+        client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        for _ in range(SENT):
+            sender.sendto(bytes(SIZE), (web.ip4, port))
+            _, asker = server.recvfrom(SIZE)
+        for _ in range(77):
+            server.sendto(b"answer", asker)
+            sender.recv(SIZE)
+        send(cluster, closed)
+
+        def counted_at(pod, direction):
+            found = {"workload": pod, "direction": direction}
+            return value(samples(url), "tracer_flow_packets_total", **found) or 0
+
+        def agree():
+            pods = {pod: by_connection(live.records(), pod) for pod in ("client-0", "web-0")}
+            sent, got = pods["web-0"]
+            return (
+                all(
+                    (counted_at(pod, "egress"), counted_at(pod, "ingress")) == sums
+                    for pod, sums in pods.items()
+                )
+                and sent >= 77
+                and got >= 2 * SENT
+            )
+
+        until(agree, "metrics are what the records say of both ends", 20)
+        found = samples(url)
+        done = live.stop()
+    assert done.code == 0, done.err
+    dead = {"workload": "web-0", "reason": "NO_SOCKET"}
+    assert value(found, "tracer_drop_packets_total", **dead) == SENT
+    assert any("flow.both_here" in one for one in done.records)
+    written_here = value(found, "tracer_records_total")
+    assert 0 < written_here <= len(done.records)
+
+
 def test_too_many_series_are_one(cluster, flows):
     """With room for one workload, nobody's packets are missing."""
     port = new_port()

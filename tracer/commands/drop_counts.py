@@ -45,8 +45,8 @@ class DropCounts:
         pieces = *self._held, (keys[~hold], counts[~hold])
         told, grown = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
         self._held = [(keys[hold], counts[hold])]
-        table = drop_sums(told, grown, context)
-        self._metrics.add(table, time.monotonic() - start_s, shown - self._shown)
+        self._metrics.add(drop_sums(told, grown, context))
+        self._metrics.turned(time.monotonic() - start_s, shown - self._shown)
         self._shown = shown
 
     def summary(self) -> list[Record]:

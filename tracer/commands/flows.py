@@ -187,9 +187,11 @@ class Flows:
         if self._metrics and self._wanted.bidirectional:  # They tell what each pod sent and got.
             counted = chain(flow_tables(*flows, context, details), rest)
         del flows  # a million of them are 120 MB: only who makes tables of them needs them now
-        counted = [*self._write_tables(tables, context.node), *counted]
+        self._write_tables(tables, context.node)
         if self._metrics:
-            self._metrics.add(concat(counted), time.monotonic() - start_s, self.live)
+            for table in counted:
+                self._metrics.add(table)
+            self._metrics.turned(time.monotonic() - start_s, self.live)
         self._keep(details, new)
         own = self._dns.losses() if self._dns else {}
         for source, count in self._session.new_losses(own).items():
@@ -233,12 +235,9 @@ class Flows:
         none = no_details().transit_keys
         return np.concatenate((none, *(keys for keys, _ in self._held)))
 
-    def _write_tables(self, tables: Iterable[FlowTable], node: Node) -> list[FlowTable]:
-        """Write what is wanted of one interval, table by table: all at once would be large.
-
-        Returns the tables where metrics are made of them.
-        """
-        counted, summed = [], []
+    def _write_tables(self, tables: Iterable[FlowTable], node: Node) -> None:
+        """Write what is wanted of one interval, table by table: all at once would be large."""
+        summed = []
         live = 0
         for table in tables:
             live += table.rows
@@ -248,11 +247,10 @@ class Flows:
             else:
                 self._tell(chosen)
             if self._metrics and not self._wanted.bidirectional:
-                counted.append(table)
+                self._metrics.add(table)
         self.live = live
         if summed:
             self._tell(aggregate(concat(summed), self._wanted.aggregate))
-        return counted
 
     def _tell(self, table: FlowTable) -> None:
         self.flows += table.rows

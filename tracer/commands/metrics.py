@@ -54,9 +54,13 @@ class Metrics:
         self._exporter = Exporter(os.uname().nodename, most_series)
         self._server = Server(where, self._exporter.registry)
 
-    def add(self, table: FlowTable, work_s: float, records: int | None = None) -> None:
-        """Count one interval's flows; the words of Exporter.add."""
-        self._exporter.add(table, work_s, records)
+    def add(self, table: FlowTable) -> None:
+        """The same as Exporter.add."""
+        self._exporter.add(table)
+
+    def turned(self, work_s: float, records: int) -> None:
+        """The same as Exporter.turned."""
+        self._exporter.turned(work_s, records)
 
     @contextlib.contextmanager
     def following(self, look: Callable[[], Health]) -> Iterator[None]:

@@ -77,11 +77,8 @@ class Exporter(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def add(self, table: FlowTable, work_s: float, records: int | None = None) -> None:
-        """Count one interval's flows, which took `work_s` to make and write.
-
-        `records` says as how many records, if not one a flow.
-        """
+    def add(self, table: FlowTable) -> None:
+        """Count some flows of an interval."""
         arrived, died = list(sums(table, dropped=False)), list(sums(table, dropped=True))
         with self._lock:
             for labels, packets, size_bytes in arrived:
@@ -94,7 +91,11 @@ class Exporter(Collector):
                     self._latencies.setdefault(name, Histogram()).add(column)
             if TRANSIT in table.columns:
                 self._latencies.setdefault(TRANSIT, Histogram()).add_powers(*transits(table))
-            self._records += table.rows if records is None else records
+
+    def turned(self, work_s: float, records: int) -> None:
+        """An interval is over, which took `work_s` to make and write, as so many records."""
+        with self._lock:
+            self._records += records
             self._intervals += 1
             self._work_s += work_s
 

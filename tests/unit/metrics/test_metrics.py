@@ -121,8 +121,11 @@ def test_what_is_scraped_is_what_was_counted(server):
         waiting={"name": 2},
         flows_live=3,
     )
-    exporter.add(flows(WEB, DEAD), 0.5)
-    exporter.add(flows(WEB2), 0.25)
+    exporter.add(flows(WEB))
+    exporter.add(flows(DEAD))
+    exporter.turned(0.5, 2)
+    exporter.add(flows(WEB2))
+    exporter.turned(0.25, 1)
     _, found = scrape(served.url)
     web = (("namespace", "shop"), ("workload", "web"), ("workload_kind", "Deployment"))
     assert found[("tracer_flow_packets_total", ("direction", "egress"), *web)] == 12
@@ -146,7 +149,7 @@ def test_what_is_scraped_is_what_was_counted(server):
 def test_series_are_bounded_in_what_is_scraped(server):
     exporter, served = server
     rows = [("shop", f"p{index}", None, "egress", None, 1) for index in range(250)]
-    exporter.add(flows(*rows), 0)
+    exporter.add(flows(*rows))
     _, found = scrape(served.url)
     packets = [value for key, value in found.items() if key[0] == "tracer_flow_packets_total"]
     assert len(packets) == 101
@@ -158,7 +161,8 @@ def test_what_is_only_of_flows_is_not_told_of_drops(server):
     """No sample, no name: an empty family would look like traffic of 0."""
     exporter, where = server
     exporter.look = lambda: Health(lost={"drop_events": 2}, waiting={"rules": 3})
-    exporter.add(flows(DEAD), 0.5, 2)
+    exporter.add(flows(DEAD))
+    exporter.turned(0.5, 2)
     text, found = scrape(where.url)
     assert found["tracer_records_total",] == 2
     assert found["tracer_lost_events_total", ("source", "drop_events")] == 2
@@ -179,7 +183,7 @@ def test_promtool_has_nothing_to_say(server):
     latencies = {"tcp.rtt_ns": Column(np.array([5000, 9000]))}
     latencies["transit.histogram"] = Column(np.array([-1, 0], np.int32), ("512:1,4096:7",))
     latencies["transit.sum_ns"] = Column(np.array([0, 40_000]), None, np.array([False, True]))
-    exporter.add(FlowTable(2, {**whole.columns, **latencies}), 0.1)
+    exporter.add(FlowTable(2, {**whole.columns, **latencies}))
     text, found = scrape(served.url)
     assert found["tracer_tcp_rtt_seconds_count",] == 2
     transit = "tracer_node_transit_seconds"
