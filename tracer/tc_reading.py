@@ -37,16 +37,16 @@ class TcReader:
         """
         warnings = []
         for netns in namespaces:
-            begin_s = time.monotonic()
-            if begin_s < self._due_s.get(netns, 0):
+            if time.monotonic() < self._due_s.get(netns, 0):
                 continue
+            begin_s = time.process_time()
             try:
                 found = _read(node, netns)
             except OSError as error:
                 found = None
                 warnings.append(f"tc filters: netns {netns}: {error.strerror}: they are not named")
-            end_s = time.monotonic()
-            self._due_s[netns] = end_s + max(FRESH_S, (end_s - begin_s) / SHARE)
+            took_s = time.process_time() - begin_s
+            self._due_s[netns] = time.monotonic() + max(FRESH_S, took_s / SHARE)
             if found is not None and found != self._filters.get(netns):
                 self._filters = {**self._filters, netns: found}
                 self._joined = None

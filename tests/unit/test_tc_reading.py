@@ -12,17 +12,17 @@ ONE, TWO = (TcFilter(2, "ingress", "bpf", name) for name in ("one", "two"))
 
 
 class Kernel:
-    """Filters of namespaces, a clock, and what a reading takes."""
+    """Filters of namespaces, a clock, and what CPU time a reading takes."""
 
     def __init__(self):
         self.filters = {}
         self.now_s = 100.0
-        self.takes_s = 0.0
+        self.used_s = self.takes_s = 0.0
         self.reads = []
 
     def read(self, _node, netns):
         self.reads.append(netns)
-        self.now_s += self.takes_s
+        self.used_s += self.takes_s
         found = self.filters.get(netns)
         if isinstance(found, OSError):
             raise found
@@ -34,6 +34,7 @@ def kernel(monkeypatch):
     made = Kernel()
     monkeypatch.setattr(tc_reading, "_read", made.read)
     monkeypatch.setattr(tc_reading.time, "monotonic", lambda: made.now_s)
+    monkeypatch.setattr(tc_reading.time, "process_time", lambda: made.used_s)
     return made
 
 
