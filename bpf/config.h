@@ -10,7 +10,7 @@
  *   WITH_FLOWS          count flows at pod devices, and drops by flow
  *   WITH_DNS            send what name servers answer pods through a ring buffer (needs WITH_FLOWS)
  *   SAMPLE_FLOWS        count one packet of as many as user space says, to keep a budget
- *   WITH_TRACE          follow selected packets from hop to hop
+ *   WITH_TRACE          follow selected packets from hop to hop, and send their drops
  *   SAMPLE              follow one packet of so many
  *   FIRST_PACKETS       follow so many packets of each flow
  *   SELECT_TCP_FLAGS    follow TCP packets with one of these flags

@@ -142,6 +142,21 @@ static __always_inline int locate(int typed, const struct sk_buff *skb, const st
 	return 1;
 }
 
+#if defined(WITH_DROP_EVENTS) || defined(WITH_TRACE)
+/* Through the ring buffer, with the stack; whether it had room. */
+static __always_inline int show_drop(void *ctx, const struct sk_buff *skb, struct drop_event *event)
+{
+	event->skb = (__u64)skb;
+	event->mark = READ(skb->mark);
+	__builtin_memset(event->stack, 0, sizeof(event->stack));
+	bpf_get_stack(ctx, event->stack, sizeof(event->stack), 0);
+	if (!drop_events.ringbuf_output(event, sizeof(*event), 0))
+		return 1;
+	lose(LOSS_DROP_EVENTS);
+	return 0;
+}
+#endif
+
 #ifdef WITH_DROP_EVENTS
 /* At most DROP_RATE events a second, reason and network namespace, so that a flood hides nothing
  * rare and no one else's. Two CPUs may open a window at once: the limit is soft, counts are not. */
@@ -214,15 +229,7 @@ static __always_inline void report_drop(void *ctx, const struct sk_buff *skb,
 	}
 	count->packets += 1;
 	count->bytes += event->bytes;
-	if (!may_show(event))
-		return;
-	event->skb = (__u64)skb;
-	event->mark = READ(skb->mark);
-	__builtin_memset(event->stack, 0, sizeof(event->stack));
-	bpf_get_stack(ctx, event->stack, sizeof(event->stack), 0);
-	if (drop_events.ringbuf_output(event, sizeof(*event), 0))
-		lose(LOSS_DROP_EVENTS);
-	else
+	if (may_show(event) && show_drop(ctx, skb, event))
 		count->shown += 1;
 }
 #endif

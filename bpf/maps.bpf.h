@@ -28,8 +28,11 @@ BPF_TABLE("hash", __u64, __u32, selected_cgroups, MAX_PLACES);
 /* The drop being looked at: larger than a BPF stack. */
 BPF_PERCPU_ARRAY(scratch, struct drop_event, 1);
 
-#ifdef WITH_DROP_EVENTS
+#if defined(WITH_DROP_EVENTS) || defined(WITH_TRACE)
 BPF_RINGBUF_OUTPUT(drop_events, RING_PAGES);
+#endif
+
+#ifdef WITH_DROP_EVENTS
 /* Two generations, as of the flow plane's maps: what is gone from the node fills none for good. */
 BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts_0, DROP_KEYS);
 BPF_TABLE("percpu_hash", struct drop_key, struct drop_count, drop_counts_1, DROP_KEYS);

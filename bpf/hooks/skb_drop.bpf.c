@@ -33,7 +33,7 @@ int tell_death(unsigned long long *ctx)
 	capture(typed, skb, event);
 	attribute(skb, event);
 	event->time_ns = bpf_ktime_get_boot_ns();
-	report_drop(ctx, skb, event);
+	show_drop(ctx, skb, event);
 	return 0;
 }
 static int (*call_tell_death)(unsigned long long *ctx) = (void *)CALL_tell_death;

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _program(args: argparse.Namespace) -> Program:
     """The program for these options."""
-    defines = {"WITH_TRACE": "", "WITH_DROP_EVENTS": "", "DROP_RATE": "0"}
+    defines = {"WITH_TRACE": ""}
     if args.pod or args.namespace or args.selector:
         defines["SELECT_PODS"] = ""
     for name, value in (

@@ -155,8 +155,6 @@ def record(name, wanted, node, ends, rules, traffic):
         defines = {
             "NODE_NETNS": f"{os.stat('/run/netns/tpn').st_ino}U",  # noqa: PTH116
             "WITH_TRACE": "",
-            "WITH_DROP_EVENTS": "",
-            "DROP_RATE": "0",
             "SELECT_PCAP": "",
         }
         loaded = Loader(Program(hooks, defines, match_function(wanted))).wait()
