@@ -61,6 +61,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         raise TracerError(message, f"{self.prog} --help")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> object:
+        try:
+            return super()._get_value(action, arg_string)
+        except TracerError as error:
+            names = [name for name in action.option_strings if name.startswith("--")]
+            if not names or any(name in error.message for name in names):
+                raise
+            raise TracerError(f"{names[0]}: {error.message}", error.hint) from None
+
 
 def _main_parser() -> _Parser:
     commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())

@@ -92,6 +92,16 @@ def test_bad_option_of_a_command(capsys):
     ]
 
 
+@pytest.mark.parametrize("option", ["--interval", "--active-timeout"])
+def test_a_bad_value_names_its_option(capsys, option):
+    code, _, err = call(capsys, "flows", option, "5")
+    assert code == ExitCode.UNUSABLE
+    error, hint = err.splitlines()
+    assert error.startswith(f"error: {option}")
+    assert "'5'" in error
+    assert "500ms" in hint
+
+
 @pytest.mark.parametrize("code", list(ExitCode))
 def test_a_commands_code_is_the_exit_code(capsys, command, code):
     command.behaviour = lambda _: code

@@ -155,3 +155,14 @@ def test_sizes(text, size):
 def test_what_is_no_size_is_told(text):
     with pytest.raises(TracerError):
         flow_options.size_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "asked", [["--file-max-size", "1M"], ["--file-max-backups", "0"], ["--fsync", "rotate"]]
+)
+def test_options_of_files_need_a_file(asked):
+    with pytest.raises(TracerError) as caught:
+        flow_options.request(options(asked), "n1")
+    assert caught.value.hint == "--write PATH"
+    assert flow_options.request(options([*asked, "--write", "x"]), "n1").path is not None
+    assert flow_options.request(options(), "n1").path is None

@@ -163,6 +163,9 @@ def request(args: argparse.Namespace, node: str) -> Request:
         "max_backups": args.file_max_backups,
         "budget_bytes": args.file_max_total,
     }
+    asked = {*given.values(), args.file_compress, args.fsync} - {None, "none", "never"}
+    if asked and args.write is None:
+        raise TracerError("--file-…, --fsync: stdout is no file that rotates", "--write PATH")
     policy = replace(
         policy,
         **{name: value for name, value in given.items() if value is not None},

@@ -141,9 +141,10 @@ class Object:
                 self._bpf = BPF(text=text, cflags=flags)
         except Exception as error:
             told = next((line for line in complaints if "error:" in line), str(error))
-            raise TracerError(
-                f"bcc: compile: {told}", "report this with `tracer doctor`"
-            ) from error
+            hint = "report this with `tracer doctor`"
+            if "could not open bpf map" in told:
+                hint = "does the kernel have memory for so large a map? (flows: --max-flows)"
+            raise TracerError(f"bcc: compile: {told}", hint) from error
 
     def instructions(self, function: str) -> bytes:
         """The BPF instructions of one function."""
