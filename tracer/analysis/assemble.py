@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,11 +96,6 @@ class Path:
     def begin_ns(self) -> int:
         """CLOCK_BOOTTIME of its first hop."""
         return self.batch.columns.time_ns[self.start]
-
-    @property
-    def duration_ns(self) -> int:
-        """From its first hop to its last."""
-        return self.batch.columns.time_ns[self.stop - 1] - self.begin_ns
 
     @property
     def died(self) -> bool:
@@ -313,7 +309,8 @@ def _complete(
     """Which rows belong to packets that are complete, and last rows that only are quiet.
 
     A joined packet has several ids, one for each place of its data; it is complete when each of
-    them has ended, is quiet, or was left by its sk_buff for the next.
+    them has ended, is quiet, or was left by its sk_buff for the next. Of each death the drop is
+    told, too, right behind its hop: until then it has not ended.
     """
     index = np.flatnonzero(~branches.is_bare(rows["hop"]))
     index = index[np.lexsort((rows["time_ns"][index], rows["packet_id"][index]))]
@@ -323,8 +320,7 @@ def _complete(
     last = index[is_last]
     hops, root = rows["hop"][last], ids[last]
     ended = branches.is_end(hops) & (rows["flags"][last] & FLAG.HOP_GONE > 0)
-    told = among(rows["packet_id"][last], drops["packet_id"])
-    ended &= (hops != HOP.HOP_DROPPED) | told
+    ended &= ~among(rows["packet_id"][last], _untold(rows, drops))
     quiet = ~ended & (rows["time_ns"][last].astype(np.int64) < now_ns - QUIET_NS)
     ended |= quiet
     moved = rows["packet_id"][last] != root
@@ -335,6 +331,16 @@ def _complete(
         newest = np.array([latest[one] for one in root.tolist()], np.uint64)
         ended |= among(root, root[moved]) & (rows["time_ns"][last] < newest)
     return ~among(ids, root[~ended]) & among(ids, root), last[quiet]
+
+
+def _untold(rows: np.ndarray, drops: np.ndarray) -> NDArray[np.uint64]:
+    """Ids of packets, and their clones, that died more often than drops have come."""
+    dead, deaths = np.unique(rows["packet_id"][rows["hop"] == HOP.HOP_DROPPED], return_counts=True)
+    known = Counter(drops["packet_id"].tolist())
+    few = [
+        one for one, count in zip(dead.tolist(), deaths.tolist(), strict=True) if count > known[one]
+    ]
+    return np.array(few, np.uint64)
 
 
 def _netns(rows: np.ndarray, order: branches.Order) -> NDArray[np.uint32]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracer.analysis.paths import where
+from tracer.analysis.verdict import is_freed_later
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -149,7 +150,7 @@ def _steps(record: Record) -> Iterator[tuple[Key, int]]:
         branch = hop.get("branch", 0)
         before = hop.get("after", latest.get(branch, -1))
         latest[branch] = at
-        if "delta_ns" in hop and before >= 0:
+        if "delta_ns" in hop and before >= 0 and not is_freed_later(hop.get("location", "")):
             yield (flow, _STEP, names[before], names[at]), hop["delta_ns"]
         if "duration_ns" in hop:
             yield (flow, _HOOK, names[at], names[at]), hop["duration_ns"]

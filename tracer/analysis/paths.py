@@ -22,7 +22,7 @@ from tracer.analysis.neighbours import asks_neighbour, neighbour_waits
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.redirects import filter_fields, filters_by_place, redirects
 from tracer.analysis.uncollected import uncollected
-from tracer.analysis.verdict import verdict_of
+from tracer.analysis.verdict import duration_ns, is_freed_later, verdict_of
 from tracer.layout import layout
 from tracer.wall_time import time_texts
 
@@ -168,7 +168,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     record: Record = {
         "type": "packet",
         "time": view.times[path.start],
-        "duration_ns": path.duration_ns,
+        "duration_ns": duration_ns(path, view.context),
         "verdict": verdict,
         "k8s.node.name": node.name,
     }
@@ -212,15 +212,15 @@ def _hops(path: Path, view: _View) -> list[Record]:
         columns.absorbed[part],
         strict=True,
     )
-    for row, form, time, delta_ns, duration_ns, is_absorbed in told:
+    for row, form, time, delta_ns, inside_ns, is_absorbed in told:
         if is_absorbed:
             continue
         hop = forms[form].copy()
         hop["time"] = time
         if delta_ns >= 0:
             hop["delta_ns"] = delta_ns
-        if duration_ns >= 0:
-            hop["duration_ns"] = duration_ns
+        if inside_ns >= 0:
+            hop["duration_ns"] = inside_ns
         if row in changes:
             text = changes[row]
             hop["changes"] = text if text[0] else [f"crossed into {where(hop)}", *text[1:]]
@@ -276,6 +276,8 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
             hop["drop.reason"] = context.reason(int(columns.argument[row]))
         elif asks_neighbour(hop["location"]):
             hop["changes"] = [*hop.get("changes", ()), "asks for the next hop's link address"]
+        elif is_freed_later(hop["location"]):
+            hop["changes"] = [*hop.get("changes", ()), "was done with before"]
 
 
 def parse_row(row: np.void) -> Record:

@@ -18,7 +18,24 @@ _INSIDE = frozenset(("veth", "bridge", "dummy", "ifb", "bond", "team", "vlan", "
 """Kinds of device behind which the packet is still on this node."""
 _TAKEN = frozenset((HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED))
 _BARE = frozenset(BARE)
+_FREED_LATER = frozenset(("skb_defer_free_flush", "skb_attempt_defer_free"))
+"""The kernel frees what was read when it suits it, up to a second later (net/core/skbuff.c)."""
 _VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
+
+
+def is_freed_later(location: str) -> bool:
+    """Whether what was freed there had been done with before."""
+    return location.partition("+")[0] in _FREED_LATER
+
+
+def duration_ns(path: Path, context: Context) -> int:
+    """From a packet's first hop to its last, not counting that it is freed later."""
+    columns = path.batch.columns
+    for row in range(path.stop - 1, path.start, -1):
+        free = columns.hop[row] == HOP.HOP_CONSUMED
+        if not free or not is_freed_later(context.symbol(int(columns.location[row]))):
+            return columns.time_ns[row] - path.begin_ns
+    return 0
 
 
 def verdict_of(path: Path, context: Context) -> tuple[str, int]:

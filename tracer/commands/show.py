@@ -28,6 +28,7 @@ from tracer.analysis.paths import Assembler, path_records
 from tracer.analysis.rule_fields import note_death
 from tracer.analysis.rule_hops import hook_hops
 from tracer.analysis.sift import Sieve, died_for, wanted_rows
+from tracer.analysis.verdict import duration_ns
 from tracer.commands import options
 from tracer.errors import ExitCode, TracerError
 from tracer.kernel.pcap import compiled, matches
@@ -157,7 +158,7 @@ class Paths:
             if wanted[path.start : path.stop].any()
             and (died is None or died[path.start : path.stop].any())
             and self._among_first(path)
-            and self._wanted(path)
+            and self._wanted(path, context)
         ]
 
     def _among_first(self, path: PacketPath) -> bool:
@@ -167,11 +168,11 @@ class Paths:
         self._seen_of[flow] += 1
         return self._seen_of[flow] <= int(self._args.first)
 
-    def _wanted(self, path: PacketPath) -> bool:
+    def _wanted(self, path: PacketPath, context: Context) -> bool:
         if self._args.dropped and not path.died:
             return False
         slow_s: float | None = self._args.slow
-        return slow_s is None or path.duration_ns > slow_s * NS_PER_S
+        return slow_s is None or duration_ns(path, context) > slow_s * NS_PER_S
 
 
 class Drops:

@@ -26,6 +26,7 @@ import numpy as np
 from tracer.analysis.frames import path_frames
 from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_records
+from tracer.analysis.verdict import duration_ns
 from tracer.attribution.held import HeldPaths
 from tracer.attribution.naming import rule_naming
 from tracer.commands import options
@@ -192,8 +193,8 @@ class Trace:
         self._assembler.note_losses(self._session.lost.get("hops", 0), now_ns)
         paths = self._assembler.take(now_ns, everything=everything)
         self.packets += len(paths)
-        paths = [path for path in paths if self._wanted(path)]
         context = self._context()
+        paths = [path for path in paths if self._wanted(path, context)]
         if self._held:
             paths = self._held.add(paths, context) + self._held.named(last=everything)
         if self._session.limits.count is not None:
@@ -222,11 +223,11 @@ class Trace:
                 record["incomplete"] = "; ".join(filter(None, told))
         return records
 
-    def _wanted(self, path: PacketPath) -> bool:
+    def _wanted(self, path: PacketPath, context: Context) -> bool:
         if self._args.dropped and not path.died:
             return False
         slow_s: float | None = self._args.slow
-        return slow_s is None or path.duration_ns > slow_s * 1e9
+        return slow_s is None or duration_ns(path, context) > slow_s * 1e9
 
     def tell_losses(self) -> None:
         """Report what was lost since the last look."""

@@ -1,5 +1,7 @@
 """Paths put together from made-up hop records: what real runs show too rarely."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hop_rows import (
@@ -38,6 +40,7 @@ from hop_rows import (
 )  # fmt: skip
 
 from tracer.analysis.assemble import PACE_NS, QUIET_NS
+from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_record, path_records
 
 MS = 1_000_000
@@ -211,6 +214,33 @@ def test_a_death_waits_for_its_reason():
     assembler.add(rows(), drop(300))
     (path,) = assembler.take(500)
     assert path.drop["reason"] == 3
+
+
+def test_a_death_waits_for_its_reason_though_a_clone_outlives_it():
+    """As of an echo reply: ping reads a clone, the kernel drops the packet itself before that."""
+    clone = hop(COPIED, 310, skb=5), hop(CONSUMED, 320, skb=5, flags=GONE)
+    assembler = Assembler()
+    assembler.add(rows(*sent(), hop(DROPPED, 300), *clone), no_drops())
+    assert assembler.take(400) == []
+    assembler.add(rows(), drop(300))
+    (path,) = assembler.take(500)
+    assert path.drop["reason"] == 3
+    assert assembler.take(400 + 2 * QUIET_NS, everything=True) == []
+
+
+def test_what_is_freed_later_took_no_longer():
+    later = replace(context(), symbol=lambda _: "skb_defer_free_flush+0x70")
+    paths = Assembler()
+    read = hop(COPIED, 300, skb=5, netns=SERVER)
+    paths.add(rows(*sent(), *received(at=200), read, hop(CONSUMED, S, netns=SERVER)), no_drops())
+    (path,) = paths.take(S, everything=True)
+    record = path_record(path, later)
+    assert record["duration_ns"] == 200
+    assert record["hops"][-1]["changes"] == ["was done with before"]
+    assert path_record(path, context())["duration_ns"] == S - 100
+    latency = Latency()
+    latency.add([record])
+    assert max(row["max_ns"] for row in latency.records()) == 200
 
 
 def test_a_death_of_which_nothing_else_is_known():
