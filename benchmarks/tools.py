@@ -76,7 +76,12 @@ def tools(directory: Path) -> tuple[Tool, ...]:
         Tool("trace", on_node(*trace, "udp port 1"), "\ntracing", settled="\non standby: "),
         Tool("trace-standby", on_node(*trace, "--standby", "udp port 1"), "\ntracing"),
         Tool("trace-hooks", on_node(*trace, "--standby=never", "udp port 1"), "\ntracing"),
-        Tool("trace-sampled", on_node(*trace, "--sample", "1/100"), "\ntracing"),
+        Tool(
+            "trace-sampled",
+            on_node(*trace, "--sample", "1/100"),
+            "\ntracing",
+            settled="\nsampling in bursts: ",
+        ),
         Tool("trace-all", on_node(*trace), "\ntracing"),
         Tool("tcpdump", (*node, *tcpdump), "listening on"),
         _bpftrace("bpftrace", BPFTRACE_TUPLE),

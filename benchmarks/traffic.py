@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BURSTS = 5
 MILLISECONDS = 80
 """Of one burst."""
+LONG_MILLISECONDS = 4000
+"""Of one that is alone: the mean of all that a tool does now and then."""
 FLOWS, FLOW_ADDRESSES = 100_000, 1000
 FIRST_ADDRESS, PREFIX = "198.19.0.0", "198.19.0.0/16"
 HOUR_S = 3600
@@ -73,11 +75,17 @@ def _busy_ns() -> float:
 
 
 @contextmanager
-def _blast(mode: str, payload_bytes: int, directory: Path) -> Iterator[Callable[[], list[Blast]]]:
+def _blast(
+    mode: str,
+    payload_bytes: int,
+    directory: Path,
+    bursts: int = BURSTS,
+    milliseconds: int = MILLISECONDS,
+) -> Iterator[Callable[[], list[Blast]]]:
     """Bursts of blast.c."""
     program = compile_blast(directory)
-    one = partial(blast, program, mode, MILLISECONDS, payload_bytes)
-    yield lambda: [one() for _ in range(BURSTS)]
+    one = partial(blast, program, mode, milliseconds, payload_bytes)
+    yield lambda: [one() for _ in range(bursts)]
 
 
 @contextmanager
@@ -127,6 +135,11 @@ def _sysctl(netns: str, name: str, value: int) -> None:
 
 KINDS = (
     Kind("udp", "64 B, one thread sends bursts and takes them out", partial(_blast, "udp", 64)),
+    Kind(
+        "udp-long",
+        "the same, one burst of 4 s",
+        partial(_blast, "udp", 64, bursts=1, milliseconds=LONG_MILLISECONDS),
+    ),
     Kind("udp-1400", "the same, 1400 B", partial(_blast, "udp", 1400)),
     Kind("udp-rr", "64 B, ping-pong between two threads", partial(_blast, "udp-rr", 64)),
     Kind("udp-two", "64 B, a sender and a receiver, each on a CPU", partial(_blast, "udp-two", 64)),

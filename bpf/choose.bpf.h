@@ -107,6 +107,31 @@ static __always_inline int filter_accepts(int typed, const struct sight *sight)
 #endif
 }
 
+/* Is any packet sampled now? User space may look in bursts. */
+static __always_inline __u32 sample_rate(void)
+{
+#ifdef SAMPLE
+	int slot = 0;
+	__u32 *rate = sample_rates.lookup(&slot);
+
+	return rate ? *rate : 0;
+#else
+	return 1;
+#endif
+}
+
+/* By signature: the same answer at every hop. */
+static __always_inline int sampled(const struct sight *sight)
+{
+#ifdef SAMPLE
+	__u32 rate = sample_rate();
+
+	return rate && (sight->signature >> 1) % rate == 0;
+#else
+	return 1;
+#endif
+}
+
 /* The first FIRST packets of each flow, by the sender's tuple. */
 static __always_inline int among_first(struct sight *sight)
 {
@@ -268,11 +293,8 @@ static __always_inline int packet_selected(int typed, struct sight *sight)
 	if (!(sight->tcp_flags & SELECT_TCP_FLAGS))
 		return 0;
 #endif
-#ifdef SAMPLE
-	/* By signature: the same answer at every hop. */
-	if ((sight->signature >> 1) % SAMPLE)
+	if (!sampled(sight))
 		return 0;
-#endif
 	return among_first(sight);
 }
 

@@ -11,7 +11,7 @@
  *   WITH_DNS            send what name servers answer pods through a ring buffer (needs WITH_FLOWS)
  *   SAMPLE_FLOWS        count one packet of as many as user space says, to keep a budget
  *   WITH_TRACE          follow selected packets from hop to hop, and send their drops
- *   SAMPLE              follow one packet of so many
+ *   SAMPLE              follow one packet of as many as user space says, none while that is 0
  *   FIRST_PACKETS       follow so many packets of each flow
  *   SELECT_TCP_FLAGS    follow TCP packets with one of these flags
  *   SK_BUFF_BTF_ID      the type window() gives bpf_rdonly_cast, where the kernel has it

@@ -117,6 +117,9 @@ struct running_hook {
 };
 BPF_TABLE("lru_hash", __u64, struct running_hook, running_hooks, MAX_RUNNING_HOOKS);
 #endif
+#ifdef SAMPLE
+BPF_ARRAY(sample_rates, __u32, 1);
+#endif
 #ifdef FIRST_PACKETS
 BPF_TABLE("lru_hash", struct tuple, __u32, flow_firsts, MAX_FOLLOWED);
 BPF_PERCPU_ARRAY(first_tuples, struct tuple, 1); /* the stack has no room for it */

@@ -166,7 +166,7 @@ static __always_inline enum choice may_choose(int typed, const struct sight *sig
 {
 	enum choice choice;
 
-	if (!sight->may_begin)
+	if (!sight->may_begin || !sample_rate())
 		return NOT_CHOSEN;
 #ifdef SELECT_PODS
 	if (known_not(typed, sight, IS_SELECTED, NULL))

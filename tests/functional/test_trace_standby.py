@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from datetime import datetime, timezone
 
 import pytest
 from lab import rules, runner, topology, ways
@@ -112,6 +113,39 @@ def test_heavy_traffic_that_is_not_chosen_meets_few_hooks(routed, cri_env):
         ways.check(record, whole_way(), "delivered")
         assert "incomplete" not in record
     assert done.err.count("on standby: ") == 1
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_heavy_traffic_is_sampled_in_bursts(routed, cri_env):
+    """Hooks come and go; what is told between is whole, or says why not."""
+    port = new_port()
+    sample = ("--sample", "1/100", "-o", "json")
+    with (
+        runner.running("trace", f"udp port {port}", *sample, env=cri_env) as live,
+        udp_listener(routed.right.where, port),
+    ):
+        assert followers()
+        with flood(routed.left.where, (routed.right.ip4, port)):
+            live.wait_for_line(lambda line: line.startswith("sampling in bursts: "), STANDBY_S)
+            until(lambda: not followers(), "the hooks are gone")
+            began, since = datetime.now(timezone.utc).isoformat(), len(live.lines)
+
+            def of_bursts():
+                packets = [one for one in live.records(since) if one["type"] == "packet"]
+                return [one for one in packets if one["time"] > began]
+
+            until(of_bursts, "hooks came and packets were sampled", STANDBY_S)
+            until(lambda: not followers(), "the hooks are gone again")
+        sampled = of_bursts()
+        done = live.stop()
+    end = done.records[-1]
+    assert end["bursts"] >= 1
+    assert end["sample.rate"] > 1
+    whole = [record for record in sampled if "incomplete" not in record]
+    assert whole
+    for record in whole:
+        assert record["hops"][0]["hook"] == "nf ip OUTPUT"
+        assert record["verdict"] in ("delivered", "dropped")
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -81,6 +81,33 @@ def test_an_empty_hook_is_told_by_links_only(trace, packets, routed):
         hops.check(record, way, record["verdict"])
 
 
+def test_standby(hooked, routed):  # noqa: ARG001 - all is there before it looks
+    """Hooks that come with the first packet tell the others whole."""
+    left, right, port = routed.left, routed.right, new_port()
+    with (
+        tracing.started(f"udp port {port}", "--standby") as live,
+        udp_listener(right.where, port) as listener,
+    ):
+        packets = runner.watch(live)
+        send_numbered(left.where, (right.ip4, port), 1)
+        (first,) = packets.expect(1, {"dst.port": port}, WAIT_S)
+        send_numbered(left.where, (right.ip4, port), COUNT)
+        for _ in range(1 + COUNT):
+            listener.recv(100)
+        later = packets.expect(COUNT, {"dst.port": port, "time": after(first)}, WAIT_S)
+        live.stop()
+    assert "standby" in first["incomplete"]
+    through = hops.forwarded(routed.router.name, ("to-left", "to-right"))
+    way = [*hops.sent(left.where.name), *through, *hops.received(right.where.name)]
+    for record in later:
+        hops.check(record, way, "delivered")
+
+
+def after(first):
+    """Told of a later packet."""
+    return lambda time: time > first["time"]
+
+
 def asked(packets, node, server, version):
     """Questions to a Service whose only endpoint is `server`, and its answers."""
     client, port, target = node.client, new_port(), new_port()

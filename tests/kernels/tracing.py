@@ -33,9 +33,9 @@ class Tracing:
 
 
 @contextmanager
-def _started(words: str, kind: str) -> Iterator[Live]:
+def started(words: str, *options: str) -> Iterator[Live]:
     """`trace`; skips where the emulator is too slow for tracer's own limit of a load."""
-    arguments = ("trace", words, "-o", "json", *forced("trace", kind))
+    arguments = ("trace", words, "-o", "json", *options)
     with ExitStack() as stack:
         try:
             live = stack.enter_context(runner.running(*arguments))
@@ -50,7 +50,7 @@ def _started(words: str, kind: str) -> Iterator[Live]:
 def running(words: str, kind: str) -> Iterator[Tracing]:
     """`trace` of what the filter `words` wants, attached in ways of `kind`."""
     with ExitStack() as stack:
-        live = stack.enter_context(_started(words, kind))
+        live = stack.enter_context(started(words, *forced("trace", kind)))
         attached(live, "trace", kind)
         made = Tracing(live, kind, "nf-hook (nf_link" in live.err)
         yield made

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tracer.analysis.selection import PodSelection
     from tracer.model import Device, Node
@@ -36,17 +36,25 @@ class Look:
     """Of each CPU, modulo WRAPS_AT."""
 
 
+def received(before: Sequence[int], after: Sequence[int]) -> int:
+    """Packets received between two looks at the same CPUs."""
+    return sum((now - then) % WRAPS_AT for then, now in zip(before, after, strict=True))
+
+
 class Traffic:
     """The mean rate at which a node receives packets, over QUIET_NS or a little more."""
 
     def __init__(self) -> None:
         """Begin without a look."""
         self._looks: deque[Look] = deque()
+        self.newly = 0
+        """Receptions between the last two looks."""
 
     def add(self, look: Look) -> None:
         """Take a look into account. When CPUs come or go, counting begins anew."""
         if self._looks and len(self._looks[-1].receptions) != len(look.receptions):
             self._looks.clear()
+        self.newly = received(self._looks[-1].receptions, look.receptions) if self._looks else 0
         self._looks.append(look)
         while len(self._looks) > 1 and look.time_ns - self._looks[1].time_ns >= QUIET_NS:
             self._looks.popleft()
@@ -59,8 +67,7 @@ class Traffic:
         first, last = self._looks[0], self._looks[-1]
         if last.time_ns - first.time_ns < QUIET_NS:
             return None
-        pairs = zip(first.receptions, last.receptions, strict=True)
-        count = sum((after - before) % WRAPS_AT for before, after in pairs)
+        count = received(first.receptions, last.receptions)
         return count * 1e9 / (last.time_ns - first.time_ns)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.bursts import cut_by
 from tracer.analysis.frames import path_frames
 from tracer.analysis.latency import Latency
 from tracer.analysis.paths import Assembler, path_records
@@ -47,6 +48,7 @@ from tracer.tc_reading import TcReader
 if TYPE_CHECKING:
     import argparse
 
+    from tracer.analysis.bursts import Schedule
     from tracer.analysis.drops import Context
     from tracer.analysis.paths import Path as PacketPath
     from tracer.attribution.naming import RuleNaming
@@ -88,9 +90,10 @@ def _program(args: argparse.Namespace) -> Program:
     defines = {"WITH_TRACE": ""}
     if args.pod or args.namespace or args.selector:
         defines["SELECT_PODS"] = ""
+    if args.sample:
+        defines["SAMPLE"] = ""
     for name, value in (
         ("SELECT_TCP_FLAGS", args.tcp_flags),
-        ("SAMPLE", args.sample),
         ("FIRST_PACKETS", args.first),
         ("SNAPLEN", args.snaplen),
     ):
@@ -152,6 +155,8 @@ class Trace:
         self.packets = self.shown = self._read_ns = 0
         self.whole_since_ns = 0
         """CLOCK_BOOTTIME since when every hook is attached, or -1 (on standby)."""
+        self.bursts: Schedule | None = None
+        """In which packets are sampled, if they are."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -218,10 +223,20 @@ class Trace:
             if self._outputs.recorder:
                 self._outputs.recorder.rules(rules)
         for path, record in zip(paths, records, strict=True):
-            if self.whole_since_ns < 0 or path.begin_ns < self.whole_since_ns:
-                told = [record.get("incomplete"), "it came while the hooks were on standby"]
+            told = [record.get("incomplete"), self._unseen(path, record)]
+            if any(told):
                 record["incomplete"] = "; ".join(filter(None, told))
         return records
+
+    def _unseen(self, path: PacketPath, record: Record) -> str:
+        """Why hooks were not attached during all of a packet's way; empty where they were."""
+        if self.whole_since_ns < 0 or path.begin_ns < self.whole_since_ns:
+            return "it came while the hooks were on standby"
+        if not self.bursts:
+            return ""
+        begin_ns, end_ns = path.begin_ns, path.begin_ns + path.duration_ns
+        ended = record["verdict"] != "unknown"
+        return cut_by(self.bursts.last, begin_ns, end_ns, sent=path.starts_here, ended=ended)
 
     def _wanted(self, path: PacketPath, context: Context) -> bool:
         if self._args.dropped and not path.died:
@@ -241,6 +256,8 @@ class Trace:
         """Write the latencies and the end record."""
         lost = self._session.lost
         end = {"type": "end", "packets": self.packets, "shown": self.shown, "lost": lost}
+        if self.bursts and self.bursts.rate:
+            end |= {"bursts": self.bursts.count, "sample.rate": round(self.bursts.rate, 1)}
         self._outputs.sink.write([*self._latency.records(), end])
 
 
@@ -254,12 +271,19 @@ def _open(session: Session, ring: str, dtype: np.dtype[np.void]) -> RecordReader
 
 def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
     ip_only = accepts_any(" ".join(args.filter), "ip or ip6")
-    behind = Followers(session.loaded, session.selection, args.standby, ip_only=ip_only)
+    behind = Followers(
+        session.loaded,
+        session.selection,
+        args.standby,
+        ip_only=ip_only,
+        sample=args.sample or 1,
+    )
+    trace.bursts = behind.bursts
     for line in behind.attend(session.inventory.node, chosen=False):
         say(line)
     session.announce(args.ready_file)
     while session.running:
-        session.wait(TICK_S, *trace.descriptors)
+        session.wait(min(TICK_S, behind.due_s), *trace.descriptors)
         chosen = trace.read()
         for line in behind.attend(session.inventory.node, chosen=chosen):
             say(line)
