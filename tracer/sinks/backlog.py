@@ -6,6 +6,7 @@ from array import array
 from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
+from mmap import mmap
 from typing import TYPE_CHECKING
 
 from tracer.files import NoRoomError
@@ -33,23 +34,34 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A piece in one block: parts of their own would hold on to the memory they were made in."""
+    """A piece in pages of its own, which the kernel has back as soon as it is written.
 
-    data: bytes
+    What the allocator once got it keeps, above all where small parts lie between others.
+    """
+
+    pages: mmap
     ends: array[int]
-    """Of each part in `data`."""
+    """Of each part in `pages`."""
     records: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all parts."""
+        return self.ends[-1] if self.ends else 0
 
     def piece(self) -> Piece:
         """As it was."""
         starts = (0, *self.ends[:-1])
-        parts = tuple(self.data[at:end] for at, end in zip(starts, self.ends, strict=True))
+        parts = tuple(self.pages[at:end] for at, end in zip(starts, self.ends, strict=True))
         return Piece(parts, self.records)
 
 
 def _waiting(piece: Piece) -> _Waiting:
     ends = array("Q", accumulate(map(len, piece.parts)))
-    return _Waiting(b"".join(piece.parts), ends, piece.records)
+    pages = mmap(-1, max(1, piece.size_bytes))
+    for part in piece.parts:
+        pages.write(part)
+    return _Waiting(pages, ends, piece.records)
 
 
 class Backlog:
@@ -91,13 +103,13 @@ class Backlog:
             rest = self._attempt(self._lost(untold) if untold else self._pieces[0].piece())
             if rest is not None:
                 if not untold:
-                    self._held_bytes -= len(self._pieces[0].data) - rest.size_bytes
+                    self._held_bytes -= self._pieces[0].size_bytes - rest.size_bytes
                     self._pieces[0] = _waiting(rest)
                 return False
             if untold:
                 self._untold = 0
             else:
-                self._held_bytes -= len(self._pieces.popleft().data)
+                self._held_bytes -= self._pieces.popleft().size_bytes
         if self._full:
             self._full = False
             lost = f"; {self.thrown_away} records were lost so far" if self.thrown_away else ""
@@ -113,7 +125,7 @@ class Backlog:
 
     def _drop_oldest(self) -> None:
         piece = self._pieces.popleft()
-        self._held_bytes -= len(piece.data)
+        self._held_bytes -= piece.size_bytes
         self._untold += piece.records
         self.thrown_away += piece.records
 

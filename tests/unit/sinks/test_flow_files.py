@@ -558,6 +558,30 @@ def test_what_finds_no_room_for_long_is_thrown_away_and_counted():
     ]
 
 
+def resident_mib():
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+
+
+def test_what_waited_gives_its_memory_back():
+    """To the kernel, though small things were made meanwhile, which live on."""
+    others, full = [], True
+
+    def write(_piece):
+        if full:
+            raise line_file.NoRoomError("file: no space left on device")
+
+    backlog = Backlog("file", write, lambda _: Piece((), 0), lambda _: None)
+    for index in range(90):
+        backlog.put(Piece(tuple(b"%d" % line * 200 for line in range(1000, 2000)), 1000))
+        others.append(bytes(200 + index))
+    while_full = resident_mib()
+    assert backlog.thrown_away > 0
+    full = False
+    assert backlog.flush()
+    assert while_full - resident_mib() > 48
+
+
 def test_what_finds_no_room_at_the_end_is_lost_and_said_to_be(tmp_path):
     said = []
     with small_disk(tmp_path, "64k"):
