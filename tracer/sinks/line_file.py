@@ -183,7 +183,10 @@ class LineFile:
         self._close()
         removed = 0
         if self._path.exists():
-            removed = rotation.shift(self._path, time.time_ns(), self._policy, self._tell)
+            new_bytes = 0 if self._live else self._size
+            removed = rotation.shift(
+                self._path, time.time_ns(), self._policy, self._tell, new_bytes
+            )
         if not self._live:
             self._grows.rename(self._path)
         if removed and not self._told_removal:

@@ -75,10 +75,13 @@ def _escaped(text: str) -> str:
     return "".join(f"[{char}]" if char in "*?[" else char for char in text)
 
 
-def shift(path: Path, when_ns: int, policy: Policy, tell: Callable[[str], None]) -> int:
+def shift(
+    path: Path, when_ns: int, policy: Policy, tell: Callable[[str], None], new_bytes: int = 0
+) -> int:
     """Make a backup of `path`, compress those before it; how many were removed by the policy.
 
-    OSError as rename; where the others cannot be compressed for want of room they stay as they are.
+    `new_bytes` has the file that takes its place, where that is whole already. OSError as rename;
+    where the others cannot be compressed for want of room they stay as they are.
     """
     older = backups(path)
     path.rename(backup_name(path, when_ns))
@@ -87,19 +90,19 @@ def shift(path: Path, when_ns: int, policy: Policy, tell: Callable[[str], None])
     for one in older:
         if one.suffix == path.suffix and policy.compress != "none":
             _compress(one, policy, tell)
-    return prune(backups(path), policy)
+    return prune(backups(path), policy, new_bytes)
 
 
-def prune(files: Iterable[Path], policy: Policy) -> int:
+def prune(files: Iterable[Path], policy: Policy, beside_bytes: int = 0) -> int:
     """Remove the oldest of `files` until the policy holds; how many went.
 
-    The budget leaves room for a file that still grows.
+    The budget leaves room for a file that still grows, and for `beside_bytes` of others.
     """
     kept = list(files)
     sizes = [_size(one) for one in kept]
     room = None
     if policy.budget_bytes is not None:
-        room = policy.budget_bytes - (policy.max_bytes or 0)
+        room = policy.budget_bytes - (policy.max_bytes or 0) - beside_bytes
     gone = 0
     while kept[gone:] and (
         (policy.max_backups is not None and len(kept) - gone > policy.max_backups)

@@ -403,13 +403,14 @@ def test_rotation_keeps_backups_and_compresses_them_one_generation_later(
     assert said == [f"{tmp_path}/flows.jsonl: old backups are removed from now on"]
 
 
+@pytest.mark.parametrize("rows", [90, 100, 120])
 @pytest.mark.parametrize("form", ["flat", "csv", "parquet"])
-def test_the_disk_budget_holds(tmp_path, form):
+def test_the_disk_budget_holds(tmp_path, form, rows):
     policy = replace(usual(form), max_bytes=30_000, max_backups=None, budget_bytes=90_000)
     sink = open_flows(Request(form, tmp_path / "flows", policy=policy), lambda _: None)
     most = 0
     for index in range(60):
-        sink.write(flow_writer.numbered(index * 100, 100))
+        sink.write(flow_writer.numbered(index * rows, rows))
         found = [one.stat().st_size for one in tmp_path.rglob("*") if one.is_file()]
         most = max(most, sum(found))
     sink.close()
