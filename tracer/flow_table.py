@@ -134,6 +134,10 @@ COLUMNS = (
     Field("netns.name", TEXT, "its name, `node` for the node's own"),
     Field("source", TEXT, "of `lost`: what lost them"),
     Field("count", "u8", "of `lost`: how many"),
+    Field(
+        "tunnel.interface.name", TEXT, "the node's tunnel device to the other end, by its routes"
+    ),
+    Field("tunnel.type", TEXT, "of that device: `vxlan`, `ipip`, `wireguard`, …"),
 )
 FIELDS: Mapping[str, Field] = {field.name: field for field in COLUMNS}
 

@@ -70,6 +70,27 @@ class Device:
         return self.netns, self.ifindex
 
 
+TUNNEL_KINDS = frozenset(
+    """
+    vxlan geneve bareudp ipip sit ip6tnl gre gretap erspan ip6gre ip6gretap ip6erspan vti vti6 xfrm
+    wireguard tun
+    """.split()  # noqa: SIM905 - a list of names reads best as text
+)
+"""Kinds of devices (IFLA_INFO_KIND) that put a packet into another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """By which device a routing table sends what goes to some addresses."""
+
+    network: bytes
+    """4 or 16 bytes."""
+    bits: int
+    """Of `network`, how many must agree."""
+    ifindex: int
+    """0: by none (blackhole), or by several."""
+
+
 @dataclass(frozen=True, slots=True)
 class TcFilter:
     """What tc runs for each packet at one side of a device: it may send it elsewhere, or end it."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from lab import namespaces, runner
 from lab.rules import counted, iptables, nft
-from lab.shell import until
+from lab.shell import CommandFailedError, run, until
 from lab.traffic import (
     converse,
     family_of,
@@ -88,6 +88,43 @@ def test_traffic_class(cluster, flows, version):
         assert set(told(done.records, "dscp", dst_port=port, **about)) == {EXPEDITED}
         assert sum(told(done.records, "packets", dst_port=plain, **about)) == 1
         assert told(done.records, "dscp", dst_port=plain, **about) == []
+
+
+@contextmanager
+def overlay(network):
+    """A tunnel to other nodes, by which the node reaches their pods; its name."""
+    name = f"{namespaces.PREFIX}vx"
+    run("ip", "link", "del", name, check=False)  # a killed run's
+    try:
+        run(*f"ip link add {name} type vxlan id 77 dstport 8472 local 127.0.0.1".split())
+    except CommandFailedError as error:
+        pytest.skip(f"this kernel makes no vxlan device: {error}")
+    try:
+        run(*f"ip link set {name} up".split())
+        run(*f"ip route add {network} dev {name}".split())
+        yield name
+    finally:
+        run("ip", "link", "del", name)
+
+
+def test_the_tunnel_to_another_node(cluster, flows):
+    """By the node's routes; not of what stays on the node."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with (
+        overlay("10.247.77.0/24") as name,
+        udp_listener(web.where, port),
+        flows() as live,
+    ):
+        send_udp(client.where, ("10.247.77.9", port), 7)
+        send_udp(client.where, (web.ip4, port), 3)
+        done = live.stop()
+    away = {"dst_address": "10.247.77.9", "dst_port": port, "direction": "egress"}
+    assert sum(told(done.records, "packets", **away)) == 7
+    assert set(told(done.records, "tunnel.interface.name", **away)) == {name}
+    assert set(told(done.records, "tunnel.type", **away)) == {"vxlan"}
+    home = {"dst_address": web.ip4, "dst_port": port}
+    assert sum(told(done.records, "packets", **home)) == 2 * 3
+    assert told(done.records, "tunnel.type", **home) == []
 
 
 def test_round_trip_times(cluster, flows):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tracer.analysis.dns_names import DnsNames
+    from tracer.analysis.flow_tunnels import Ways
     from tracer.model import Node, Pod, Record
 
 DIRECTIONS = {1: "egress", 2: "ingress"}
@@ -48,6 +49,8 @@ class Context:
     """(CLOCK_BOOTTIME of a step of the wall clock, offset until then), oldest first."""
     dns: DnsNames | None = None
     """What name servers told the pods, if somebody listens."""
+    ways: Ways | None = None
+    """By which devices the node's packets leave, if somebody asked."""
 
     def wall_ns(self, boot_ns: int) -> int:
         """CLOCK_BOOTTIME → what the wall clock showed then, ns since 1970."""

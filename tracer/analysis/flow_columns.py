@@ -13,6 +13,7 @@ from tracer.analysis.connections import Details, Linked, link, link_dead, no_det
 from tracer.analysis.drops import DIRECTIONS, place_fields
 from tracer.analysis.flow_details import connection_columns, detail_columns
 from tracer.analysis.flow_ends import Ends, Pods, named, numbers, spread
+from tracer.analysis.flow_tunnels import tunnel_columns
 from tracer.analysis.flows import distinct_places, sum_flows
 from tracer.analysis.packet import tcp_flags
 from tracer.flow_table import Column, FlowTable, concat, constant, take
@@ -77,7 +78,7 @@ def flow_columns(
     unplaced = charged < 0
     charged[unplaced] = pods.by_address(ends)[ends.source[unplaced]]
     asker = pods.namespaces(charged, keys["netns"])
-    return {
+    columns = {
         **_common(keys, context, pods, charged, keys["direction"], ends),
         **_dns(asker, ends, (totals["first_ns"], totals["last_ns"]), context),
         **connection_columns(details.entries, linked, ends, pods, context.node),
@@ -89,6 +90,7 @@ def flow_columns(
         "sample.rate": numbers(totals["sample_rate"], totals["sample_rate"] > 1),
         "tcp.flags": flags_column(totals, ends),
     }
+    return columns | tunnel_columns(columns, context.node, context.ways)
 
 
 def flags_column(totals: Numbers, ends: Ends) -> Column:
@@ -129,7 +131,7 @@ def drop_table(
     }
     now_ns = np.full(len(keys), interval_ns[1] - context.wall_offset_ns)
     columns |= _dns(pods.namespaces(charged, flow["netns"]), ends, (now_ns, now_ns), context)
-    whole = as_table(len(keys), columns)
+    whole = as_table(len(keys), columns | tunnel_columns(columns, context.node, context.ways))
     return take(whole, (charged >= 0) | (flow["netns"] != context.node.netns))
 
 

@@ -32,12 +32,14 @@ from tracer.analysis.flow_cache import FlowCache, Timeouts
 from tracer.analysis.flow_columns import drop_table, flow_tables, other_table
 from tracer.analysis.flow_filter import Lists, parse_lists
 from tracer.analysis.flow_pairs import here
+from tracer.analysis.flow_tunnels import Ways
 from tracer.analysis.flows import NODE_ONLY, UNKNOWN, at_pods, joined, unpaired_places
 from tracer.commands import flow_options, options
 from tracer.commands.flow_budget import Budget, add_budget
 from tracer.commands.metrics import Metrics, add_metrics, health, open_metrics
 from tracer.errors import ExitCode
 from tracer.flow_table import concat, take
+from tracer.inventory.routes import Routes
 from tracer.kernel.flow_maps import FlowCounts, Generations
 from tracer.kernel.hooks import hooks_of
 from tracer.kernel.maps import possible_cpus
@@ -145,6 +147,7 @@ class Flows:
         self._waiting = FlowCache(wanted.timeouts, wanted.most_held, both_ways=wanted.bidirectional)
         # First of all: it takes what comes before the others have begun.
         self._other = Generations(session.loaded, "flow_other", "flow_other_key", "drop_count")
+        self._routes = Routes()
         self._flows = FlowCounts(session.loaded)
         self._drops = Generations(session.loaded, "flow_drops", "flow_drop_key", "drop_count")
         self._held = list(self._flows.pieces())
@@ -172,7 +175,7 @@ class Flows:
         self.read_dns(last=last)
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         flows = self._waiting.due(*flows, now_ns, everything=last)
-        context = replace(self._session.context(), dns=self._dns.names if self._dns else None)
+        context = self._context()
         interval_ns = context.wall_ns(self._begin_ns), context.wall_ns(now_ns)
         self._begin_ns = now_ns
         self.packets += int(flows[1]["packets"].sum() + other[1]["packets"].sum())
@@ -196,6 +199,12 @@ class Flows:
         own = self._dns.losses() if self._dns else {}
         for source, count in self._session.new_losses(own).items():
             self._sink.lost(source, count)
+
+    def _context(self) -> Context:
+        context = self._session.context()
+        routes = self._routes.of(context.node)
+        names = self._dns.names if self._dns else None
+        return replace(context, dns=names, ways=Ways(routes) if routes else None)
 
     def read_dns(self, *, last: bool = False) -> None:
         """Learn the names that pods have been told since the last call."""

@@ -39,6 +39,9 @@ RECEIVE_BYTES = 1 << 16
 EVENT_BUFFER_BYTES = 1 << 20
 TIMEOUT_S = 2.0
 HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_BITS = 0x3FFF
+"""Of an attribute's type, without NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
 
 
 def open_socket() -> socket.socket:
@@ -111,6 +114,17 @@ def messages(data: bytes) -> Iterator[tuple[int, int]]:
             return
         yield kind, offset
         offset += (length + 3) & ~3
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, content) of each netlink attribute."""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & _TYPE_BITS, data[at + _ATTRIBUTE.size : at + length]
+        at += (length + 3) & ~3
 
 
 def _apply_link(view: View, kind: int, message: Message) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from tracer.inventory.rtnl import HEADER, request
+from tracer.inventory.rtnl import HEADER, attributes, request
 from tracer.model import TcFilter
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ TCMSG = struct.Struct("=B3xiIII")
 _TC_H_INGRESS = 0xFFFFFFF1
 """Parent of the qdiscs `ingress` and `clsact`."""
 _PARENTS = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
-_ATTRIBUTE = struct.Struct("=HH")
-_TYPE_BITS = 0x3FFF
-"""Of an attribute's type, without NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TCA_BPF_NAME, _TCA_BPF_ID = 7, 11
 _TCA_ACT_KIND = 1
@@ -57,7 +54,7 @@ def _side(sock: socket.socket, ifindex: int, side: str) -> Iterator[TcFilter]:
     for _, data, offset in request(sock, RTM_GETTFILTER, body):
         message = _message(data, offset)
         kind = _text(message.get(_TCA_KIND, b""))
-        options = dict(_attributes(message.get(_TCA_OPTIONS, b"")))
+        options = dict(attributes(message.get(_TCA_OPTIONS, b"")))
         if not options or (kind == "u32" and _TCA_U32_DIVISOR in options):
             continue  # a priority, or a table: what is in it comes in messages of its own
         name, number = "", 0
@@ -69,25 +66,14 @@ def _side(sock: socket.socket, ifindex: int, side: str) -> Iterator[TcFilter]:
 
 def _actions(kind: str, options: dict[int, bytes]) -> tuple[str, ...]:
     """Kinds of a filter's actions, in their order."""
-    actions = _attributes(options.get(_TCA_ACTIONS.get(kind, 0), b""))
-    return tuple(_text(dict(_attributes(one)).get(_TCA_ACT_KIND, b"")) for _, one in actions)
+    actions = attributes(options.get(_TCA_ACTIONS.get(kind, 0), b""))
+    return tuple(_text(dict(attributes(one)).get(_TCA_ACT_KIND, b"")) for _, one in actions)
 
 
 def _message(data: bytes, offset: int) -> dict[int, bytes]:
     """The attributes of the message that begins at `offset`."""
     length = HEADER.unpack_from(data, offset)[0]
-    return dict(_attributes(data[offset + HEADER.size + TCMSG.size : offset + length]))
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, content) of each netlink attribute."""
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_BITS, data[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
+    return dict(attributes(data[offset + HEADER.size + TCMSG.size : offset + length]))
 
 
 def _text(data: bytes) -> str:
