@@ -234,7 +234,7 @@ class Trace:
             return "it came while the hooks were on standby"
         if not self.bursts:
             return ""
-        begin_ns, end_ns = path.begin_ns, path.begin_ns + path.duration_ns
+        begin_ns, end_ns = path.begin_ns, path.begin_ns + record["duration_ns"]
         ended = record["verdict"] != "unknown"
         return cut_by(self.bursts.last, begin_ns, end_ns, sent=path.starts_here, ended=ended)
 
