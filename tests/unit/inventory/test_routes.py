@@ -50,15 +50,24 @@ def node(kind):
     )
 
 
+def shown_by_proc():
+    """{(network, bits, device)} of IPv4; routes without a device have the name `*`."""
+    words = [line.split() for line in Path("/proc/thread-self/net/route").read_text().splitlines()]
+    return {
+        (int(network, 16).to_bytes(4, "little"), int(mask, 16).bit_count(), name)
+        for name, network, *_, mask, _, _, _ in words[1:]
+        if name != "*"
+    }
+
+
 def test_what_the_kernel_tells_is_what_proc_shows():
-    found = Routes().of(node("vxlan"))
-    shown = set()
-    for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
-        name, network, *_, mask = line.split()[:8]
-        bits = int(mask, 16).bit_count()
-        shown.add((int(network, 16).to_bytes(4, "little"), bits, socket.if_nametoindex(name)))
-    by_device = {(one.network, one.bits, one.ifindex) for one in found if one.ifindex}
-    assert {one for one in by_device if len(one[0]) == 4} == shown
+    names = dict(socket.if_nameindex())
+    for _ in range(50):  # others may change routes meanwhile
+        shown, found = shown_by_proc(), Routes().of(node("vxlan"))
+        told = {(one.network, one.bits, names.get(one.ifindex)) for one in found if one.ifindex}
+        if {one for one in told if len(one[0]) == 4} == shown:
+            return
+    raise AssertionError(f"told {told}, shown {shown}")
 
 
 def test_a_node_without_tunnels_is_not_asked(monkeypatch):
