@@ -188,9 +188,10 @@ def test_vxlan(tunnel, packets):
         assert ways.told(record) == way
         assert record["verdict"] == "delivered"
         assert "10.250.0.2:4789" in record["tunnel.packet"]
+        assert (record["tunnel.type"], record["tunnel.id"]) == ("vxlan", 77)
         told = [text for hop in record["hops"] for text in hop.get("changes", [])]
-        assert any(text.startswith("encapsulated in 10.250.0.1") for text in told)
-        assert any(text.startswith("decapsulated from 10.250.0.1") for text in told)
+        assert any(text.startswith("encapsulated in vxlan 77 10.250.0.1") for text in told)
+        assert any(text.startswith("decapsulated from vxlan 77 10.250.0.1") for text in told)
 
 
 @pytest.mark.parametrize("goal", ["10.252.0.255", "239.252.0.1"], ids=["broadcast", "multicast"])

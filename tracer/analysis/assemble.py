@@ -16,6 +16,7 @@ from tracer.analysis.entries import conntrack_rows
 from tracer.analysis.flow_key import KEY_BYTES, Flow, Flows
 from tracer.analysis.retransmit import Retransmissions
 from tracer.analysis.uncollected import uncollected
+from tracer.analysis.untracked import Tracking
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Assembler:
         self._drops: list[np.ndarray] = []
         self._flows = Flows()
         self._retransmissions = Retransmissions()
+        self._tracking = Tracking()
         self._looked_ns = 0
         self._lost, self._loss_looked_ns = 0, 0
         self._losses: list[tuple[int, int, int]] = []
@@ -121,9 +123,18 @@ class Assembler:
         """Take batches of `struct hop_event` and `struct drop_event`, in any order."""
         if len(hops):
             self._hops.append(hops)
+            self._note_openers(hops)
         drops = drops[drops["packet_id"] > 0]
         if len(drops):
             self._drops.append(drops)
+
+    def _note_openers(self, hops: np.ndarray) -> None:
+        """Who of a connection was seen first names it, though the answer may be complete before."""
+        first = hops[hops["flags"] & FLAG.HOP_FIRST > 0]
+        first = first[np.argsort(first["time_ns"], kind="stable")]
+        size, tuples = first.dtype["tuple"].itemsize, first["tuple"].tobytes()
+        for at in range(0, len(tuples), size):
+            self._flows.find(tuples[at : at + KEY_BYTES])
 
     def note_losses(self, total: int, now_ns: int) -> None:
         """Tell how many hop records the kernel has lost so far, before `take`."""
@@ -185,7 +196,7 @@ class Assembler:
         drops: np.ndarray,
     ) -> list[Path]:
         order = branches.order(rows, ids)
-        told = columns(rows, order, _netns(rows, order))
+        told = columns(rows, order, _netns(rows, order), self._tracking.invalid(rows))
         outer, bare = in_tunnel(rows, order.starts), branches.is_bare(rows["hop"])
         inner = _first_of(~outer & ~bare, order)
         batch = Batch(

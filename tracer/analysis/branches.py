@@ -28,6 +28,7 @@ ENDS = (HOP.HOP_CONSUMED, HOP.HOP_DROPPED)
 BARE = (HOP.HOP_ROUTE, HOP.HOP_RETRANSMIT)
 _QDISC = (HOP.HOP_QDISC_ENQUEUE, HOP.HOP_QDISC_DEQUEUE)
 _LEAVING = (HOP.HOP_DEV_QUEUE, *_QDISC, HOP.HOP_DEV_XMIT)
+_QUEUES = frozenset((HOP.HOP_DEV_QUEUE, *_QDISC))
 _NO_FORK = frozenset((*_LEAVING, *ENDS, *BARE))
 _IPPROTO_TCP = 6
 
@@ -244,12 +245,15 @@ def _walk(
     last: list[int] = []
     last_state: list[int] = []
     forks: list[int] = []
+    devices = rows[["netns", "ifindex"]][part].tolist()
     for at, skb in enumerate(skbs):
         # What is sent again is the socket's own sk_buff: that of the packet's beginning.
         number = 0 if last and hops[at] == HOP.HOP_RETRANSMIT else live.get(skb)
         if number is None:
             number = live[skb] = len(last)
-            fork = _fork(at, places, branch[part], forks)
+            fork = _queued(at, hops, devices)
+            if fork < 0:
+                fork = _fork(at, places, branch[part], forks)
             forks.append(fork)
             last.append(fork)
             last_state.append(fork)
@@ -261,6 +265,19 @@ def _walk(
             last_state[number] = at
         if hops[at] in ENDS:
             del live[skb]
+
+
+def _queued(at: int, hops: list[int], devices: list[tuple[int, ...]]) -> int:
+    """Where the whole was that a segment is cut out of, if that is what begins with row `at`.
+
+    What comes to a driver has been in the device's queue; -1 for all others.
+    """
+    if hops[at] != HOP.HOP_DEV_XMIT:
+        return -1
+    queued = (
+        row for row in range(at - 1, -1, -1) if hops[row] in _QUEUES and devices[row] == devices[at]
+    )
+    return next(queued, -1)
 
 
 def _fork(

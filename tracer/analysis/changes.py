@@ -11,9 +11,11 @@ import numpy as np
 
 from tracer.analysis.addresses import address_text
 from tracer.analysis.branches import FLAG, HOP, is_bare
-from tracer.analysis.conntrack import INFO, IP_CT_IS_REPLY, TCP_STATES
+from tracer.analysis.conntrack import INFO, IP_CT_IS_REPLY, TCP_STATES, UNTRACKED_INFO
 from tracer.analysis.flow_key import KEY_BYTES
 from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6, endpoint, transport
+from tracer.analysis.tunnel import tunnel_of
+from tracer.analysis.untracked import INVALID, UNTRACKED
 from tracer.layout import layout
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ _IN_SOCKET = (HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED, HOP.HOP_CONSUMED, HOP.HOP_DRO
 """All others see the whole packet; here a socket may have taken its headers off."""
 
 
-def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
-    """Row → what changed there since the hop before in its branch.
+def changes(rows: np.ndarray, order: Order, invalid: NDArray[np.int64]) -> Mapping[int, list[str]]:
+    """Row → what changed there since the hop before in its branch; `invalid`: see untracked.
 
     Of a pair of netfilter hops the row is that of HOP_NF_ENTER, and what is told is what
     happened up to HOP_NF_LEAVE. Crossing into another namespace is not told here.
@@ -78,6 +80,9 @@ def changes(rows: np.ndarray, order: Order) -> Mapping[int, list[str]]:
     for at in forked.tolist():
         told[at].insert(0, "segment" if segment[at] else "clone")
     _routes(rows, told)
+    entered = order.state[invalid]
+    for at in np.where(order.leave[entered] == invalid, entered, invalid).tolist():
+        told[at].append(INVALID)
     for at in np.flatnonzero(rows["hop"] == HOP.HOP_QDISC_ENQUEUE).tolist():
         told[at].append(f"kept by {_text(rows['gateway'][at])}")
     return told
@@ -139,7 +144,8 @@ def _begin(rows: np.ndarray, first: NDArray[np.int64], told: dict[int, list[str]
         told[at].append(f"GSO {rows['gso_segments'][at]} segments")
     for at in first[rows["mark"][first] > 0].tolist():
         told[at].append(f"mark {rows['mark'][at]:#x}")
-    for at in first[rows["ct"]["present"][first] > 0].tolist():
+    entry = rows["ct"][first]
+    for at in first[(entry["present"] > 0) | (entry["info"] == UNTRACKED_INFO)].tolist():
         told[at].append(_conntrack(rows, at, at))
 
 
@@ -212,8 +218,16 @@ def _size(rows: np.ndarray, before: int, now: int) -> str:
         return f"{word}{rows['bytes'][before]} → {rows['bytes'][now]} bytes"
     outer = rows["tuple"][now if more > 0 else before]
     ends = f"{_endpoint(outer, 's')} → {_endpoint(outer, 'd')}"
-    kind = transport(int(outer["protocol"])).upper()
-    return f"{'encapsulated in' if more > 0 else 'decapsulated from'} {ends} {kind}"
+    carrier = f"{ends} {transport(int(outer['protocol'])).upper()}"
+    name, number = tunnel_of_row(rows[now if more > 0 else before])
+    tunnel = " ".join(filter(None, (name, "" if number is None else str(number), carrier)))
+    return f"{'encapsulated in' if more > 0 else 'decapsulated from'} {tunnel}"
+
+
+def tunnel_of_row(row: np.void) -> tuple[str, int | None]:
+    """As `tunnel_of`, of a `struct hop_event`."""
+    data = row["packet"].tobytes()[layout().constants["L2_BYTES"] : int(row["captured_bytes"])]
+    return tunnel_of(int(row["tuple"]["ethertype"]), data)
 
 
 def _is_fragment(row: np.void) -> bool:
@@ -262,11 +276,11 @@ def _conntrack_text(before: bytes, now: bytes) -> str:
     dtype = layout().structs["conntrack"]
     entry = np.frombuffer(now, dtype)[0]
     old = np.frombuffer(before or bytes(dtype.itemsize), dtype)[0]
-    if not entry["present"]:
-        return ""
     info = int(entry["info"])
     if info >= len(INFO):
-        return "conntrack untracked"
+        return UNTRACKED
+    if not entry["present"]:
+        return ""
     words = ["conntrack", INFO[info]]
     if info >= IP_CT_IS_REPLY:
         words.append("reply")
@@ -279,7 +293,10 @@ def _conntrack_text(before: bytes, now: bytes) -> str:
         return "conntrack confirmed" if newly & _IPS_CONFIRMED else ""
     if state:
         words.append(_tcp_state(state))
-    return " ".join(words) + (f" zone {entry['zone']}" if entry["zone"] else "")
+    words += [f"zone {entry['zone']}"] * bool(entry["zone"])
+    # A mark that an entry has when the packet gets it, no rule has set on its way.
+    words += [f"mark {entry['mark']:#x}"] * (not old["present"] and bool(entry["mark"]))
+    return " ".join(words)
 
 
 def _tcp_state(state: int) -> str:
@@ -293,7 +310,7 @@ def _mark(rows: np.ndarray, before: int, now: int) -> str:
 
 def _conntrack_mark(rows: np.ndarray, before: int, now: int) -> str:
     old, new = (rows[at]["ct"] for at in (before, now))
-    if not new["present"] or (not old["present"] and not new["mark"]):
+    if not new["present"] or not old["present"]:
         return ""
     return f"conntrack mark {int(old['mark']):#x} → {int(new['mark']):#x}"
 
@@ -328,7 +345,7 @@ def _gso_differs(
 
 def _gso(rows: np.ndarray, before: int, now: int) -> str:
     old, new = (max(1, int(rows["gso_segments"][at])) for at in (before, now))
-    return f"GSO {old} → {new} segments"
+    return f"{'GSO' if new < old else 'GRO'} {old} → {new} segments"
 
 
 _COMPARISONS: tuple[tuple[Callable[..., NDArray[np.bool_]], Callable[..., str]], ...] = (

@@ -68,7 +68,9 @@ class Columns:
     sending that must have come before it was received, the reception before PREROUTING."""
 
 
-def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Columns:
+def columns(
+    rows: np.ndarray, order: Order, netns: NDArray[np.uint32], invalid: NDArray[np.int64]
+) -> Columns:
     """Take the columns of sorted hop records."""
     time_ns = rows["time_ns"].astype(np.int64)
     absorbed = np.zeros(len(rows), bool)
@@ -76,7 +78,7 @@ def columns(rows: np.ndarray, order: Order, netns: NDArray[np.uint32]) -> Column
     outcome = _outcomes(rows, order, absorbed)
     first, since = order.starts[:-1], order.previous >= 0
     missing = (outcome == _UNKNOWN) | ((rows["hop"] == HOP.HOP_NF_LEAVE) & ~absorbed)
-    told = dict(changes(rows, order))
+    told = dict(changes(rows, order, invalid))
     for row in np.flatnonzero(since & (netns != netns[order.previous]) & ~absorbed).tolist():
         told[row] = ["", *told.get(row, ())]
     paired = order.leave >= 0

@@ -18,6 +18,7 @@ INFO = (
 """enum ip_conntrack_info (include/uapi/linux/netfilter/nf_conntrack_common.h)."""
 IP_CT_IS_REPLY = 3
 UNTRACKED_INFO = 7
+"""IP_CT_UNTRACKED: a rule said notrack, or it is neighbour discovery. There is no entry then."""
 
 STATUS = (
     "expected", "seen-reply", "assured", "confirmed", "src-nat", "dst-nat", "seq-adjust",
@@ -44,12 +45,14 @@ _STATES = {_TCP: TCP_STATES, _SCTP: SCTP_STATES}
 
 def conntrack_fields(entry: np.void) -> Record:
     """Flat fields of a `struct conntrack` of bpf/event.h; empty when there was none."""
+    info = int(entry["info"])
+    if info >= len(INFO):
+        return {"conntrack.state": "untracked"}
     if not entry["present"]:
         return {}
     status = int(entry["status"])
-    info = int(entry["info"])
     fields: Record = {
-        "conntrack.state": INFO[info] if info < len(INFO) else "untracked",
+        "conntrack.state": INFO[info],
         "conntrack.direction": "reply" if info >= IP_CT_IS_REPLY else "original",
         "conntrack.status": status_names(status),
         "conntrack.zone": int(entry["zone"]),

@@ -12,6 +12,7 @@ from tracer.analysis.addresses import address_text
 from tracer.analysis.assemble import Assembler, Batch, Path
 from tracer.analysis.branches import FLAG, HOP
 from tracer.analysis.bridges import bridge_passages
+from tracer.analysis.changes import tunnel_of_row
 from tracer.analysis.columns import OUTCOMES
 from tracer.analysis.conntrack import IP_CT_IS_REPLY, conntrack_fields
 from tracer.analysis.drops import drop_record, place_fields
@@ -22,7 +23,8 @@ from tracer.analysis.neighbours import asks_neighbour, neighbour_waits
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.redirects import filter_fields, filters_by_place, redirects
 from tracer.analysis.uncollected import uncollected
-from tracer.analysis.verdict import duration_ns, is_freed_later, verdict_of
+from tracer.analysis.untracked import STATES
+from tracer.analysis.verdict import duration_ns, end_note, verdict_of
 from tracer.layout import layout
 from tracer.wall_time import time_texts
 
@@ -184,6 +186,8 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
         record.update(_conntrack(view.entries[entry].tobytes()))
+    elif state := _state_without_entry(path, view):
+        record["conntrack.state"] = state
     record.update(service_fields(node, record))
     if path.retransmitted:
         record["tcp.retransmission"] = True
@@ -196,6 +200,12 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
         record["incomplete"] = missing
     record["hops"] = _hops(path, view)
     return record
+
+
+def _state_without_entry(path: Path, view: _View) -> str:
+    """`untracked`, `invalid`, or empty where nothing is known of conntrack."""
+    told = map(view.columns.changes.get, range(path.start, path.stop))
+    return next((STATES[text] for texts in told for text in texts or () if text in STATES), "")
 
 
 def _hops(path: Path, view: _View) -> list[Record]:
@@ -276,8 +286,8 @@ def _note_end(hop: Record, view: _View, row: int) -> None:
             hop["drop.reason"] = context.reason(int(columns.argument[row]))
         elif asks_neighbour(hop["location"]):
             hop["changes"] = [*hop.get("changes", ()), "asks for the next hop's link address"]
-        elif is_freed_later(hop["location"]):
-            hop["changes"] = [*hop.get("changes", ()), "was done with before"]
+        elif note := end_note(hop["location"]):
+            hop["changes"] = [*hop.get("changes", ()), note]
 
 
 def parse_row(row: np.void) -> Record:
@@ -335,8 +345,11 @@ _ENDS = (("src.address", "src.port"), ("dst.address", "dst.port"))
 
 
 def _tunnel(row: np.void) -> Record:
-    outer = parse_row(row)
-    return {"tunnel.packet": outer["packet"]}
+    told: Record = {"tunnel.packet": parse_row(row)["packet"]}
+    name, number = tunnel_of_row(row)
+    if name:
+        told["tunnel.type"] = name
+    return told if number is None else {**told, "tunnel.id": number}
 
 
 def _ends(path: Path, view: _View, packet: Record, final: Record, arrived: int) -> Record:

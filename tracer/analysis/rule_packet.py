@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tracer.analysis.conntrack import UNTRACKED_INFO, conntrack_fields
+from tracer.analysis.conntrack import conntrack_fields
 from tracer.analysis.packet import TCP_FLAGS, parse
 from tracer.analysis.ruleset.model import Conntrack, Host, Packet, Tuple
 from tracer.layout import layout
@@ -143,7 +143,8 @@ def _dscp(family: str, network: bytes) -> int | None:
 
 
 def _conntrack(entry: np.void) -> Conntrack:
-    if record := conntrack_fields(entry):
+    record = conntrack_fields(entry)
+    if "conntrack.status" in record:
         status = record["conntrack.status"]
         return Conntrack(
             state=record["conntrack.state"],
@@ -156,8 +157,7 @@ def _conntrack(entry: np.void) -> Conntrack:
         )
     # Rules that look for an entry and find none take the packet for invalid, whatever the cause;
     # but for what is not to be tracked, as neighbour discovery is.
-    untracked = int(entry["info"]) == UNTRACKED_INFO
-    return Conntrack(state="untracked" if untracked else "invalid")
+    return Conntrack(state=record.get("conntrack.state", "invalid"))
 
 
 def _tuple(record: Record, way: str) -> Tuple:

@@ -7,6 +7,9 @@ from tracer.analysis.packet import ETH_P_IP, ETH_P_IPV6
 _ETH_P_TEB = 0x6558
 _L2_BYTES, _ETHERTYPE_AT = 14, 12
 _IPIP, _UDP, _IPV6, _GRE, _DSTOPTS = 4, 17, 41, 47, 60
+_GRE_CHECKSUM, _GRE_KEY = 0x80, 0x20
+_VNI_END = 15
+"""Behind the UDP header four bytes, then the three of the number: VXLAN and Geneve alike."""
 _VXLAN_PORTS, _GENEVE_PORT = (4789, 8472), 6081
 """As in bpf/tunnel.bpf.h."""
 
@@ -22,6 +25,23 @@ def inner_frame(frame: bytes) -> bytes | None:
         return None
     kind, packet = found
     return frame[:_ETHERTYPE_AT] + kind.to_bytes(2, "big") + packet
+
+
+def tunnel_of(ethertype: int, packet: bytes) -> tuple[str, int | None]:
+    """Kind and number (VNI, GRE's key) of the tunnel whose IP packet it is; ("", None) for none."""
+    protocol, body = _body(ethertype, packet)
+    if not _header(protocol, body)[0]:
+        return "", None
+    if protocol == _IPIP:
+        return "ipip" if ethertype == ETH_P_IP else "ip4ip6", None
+    if protocol == _IPV6:
+        return "sit" if ethertype == ETH_P_IP else "ip6ip6", None
+    if protocol == _GRE:
+        has_key = bool(body[0] & _GRE_KEY)
+        at = 8 if body[0] & _GRE_CHECKSUM else 4
+        return "gre", int.from_bytes(body[at : at + 4], "big") if has_key else None
+    name = "geneve" if body[2] << 8 | body[3] == _GENEVE_PORT else "vxlan"
+    return name, int.from_bytes(body[12:15], "big") if len(body) >= _VNI_END else None
 
 
 def _inside(ethertype: int, packet: bytes) -> tuple[int, bytes] | None:

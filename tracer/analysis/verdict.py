@@ -20,12 +20,22 @@ _TAKEN = frozenset((HOP.HOP_TCP_RECEIVE, HOP.HOP_COPIED))
 _BARE = frozenset(BARE)
 _FREED_LATER = frozenset(("skb_defer_free_flush", "skb_attempt_defer_free"))
 """The kernel frees what was read when it suits it, up to a second later (net/core/skbuff.c)."""
+_ENDS_SAY = {
+    **dict.fromkeys(_FREED_LATER, "was done with before"),
+    "skb_release_data": "was merged into another",
+}
+"""What it means to be freed there: of the last, with the one that GRO or reassembly made."""
 _VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
 
 
 def is_freed_later(location: str) -> bool:
     """Whether what was freed there had been done with before."""
     return location.partition("+")[0] in _FREED_LATER
+
+
+def end_note(location: str) -> str:
+    """What is worth telling of a packet that was freed there."""
+    return _ENDS_SAY.get(location.partition("+")[0], "")
 
 
 def duration_ns(path: Path, context: Context) -> int:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _COLOURS = {"dropped": RED, "delivered": GREEN, "forwarded": GREEN, "unknown": YELLOW}
 _BARS = " ▁▂▃▄▅▆▇█"
+_COPIES = ("clone", "segment")
+"""How branches begin; said where they leave the others."""
 _FLOWS, _STEPS = 20, 20
 """Rows of the tables at the end; -o json has all."""
 _WIDTHS = (10, 23, 8)
@@ -75,7 +77,7 @@ class Tree(Lines):
                 place = here
             lines += self._hop(hop, f"{bars}│")
             for child in branches.forks.get(at, ()):
-                lines.append(f"{bars}├─ clone")
+                lines.append(f"{bars}├─ {_made(branches.hops[child][0][1])}")
                 lines += self._branch(branches, child, f"{bars}│  ")
         return lines
 
@@ -129,6 +131,11 @@ def _fitting(text: str, room: int) -> str:
     return cut(text, room) if room >= MIN_ENDS else ""
 
 
+def _made(first: Record) -> str:
+    """What a branch is, by its first hop."""
+    return next((text for text in _COPIES if text in first.get("changes", ())), "clone")
+
+
 class _Branches:
     """Hops by branch, and where each branch begins."""
 
@@ -168,7 +175,8 @@ def ends(record: Record) -> str:
 def translated(record: Record) -> list[str]:
     """What NAT made of the packet, or the tunnel it was in."""
     if "tunnel.packet" in record:
-        return [f"{record['tunnel.packet']} (tunnel)"]
+        name = f"{record.get('tunnel.type', 'tunnel')} {record.get('tunnel.id', '')}".rstrip()
+        return [f"{record['tunnel.packet']} ({name})"]
     if not any(name.startswith("nat.") for name in record):
         return []
     both = []
@@ -198,7 +206,7 @@ def notes(record: Record) -> Iterator[str]:
 def hop_notes(hop: Record) -> list[str]:
     """What is worth telling of a hop, besides when and where."""
     told = [text for text in hop.get("changes", ()) if not text.startswith("crossed into ")]
-    told = [text for text in told if text != "clone"]
+    told = [text for text in told if text not in _COPIES]
     if "bridge.name" in hop:
         told.append(_bridge(hop))
     if "tc.redirect.action" in hop:

@@ -369,10 +369,12 @@ def test_a_packet_chosen_behind_its_translation_is_told_as_it_was_sent():
 def test_a_tunnel():
     ends = {"source": ("172.16.0.1", 5555), "goal": ("172.16.0.2", 4789), "bytes": 150}
     record = one(*sent(), hop(QUEUE, 200, **ends), hop(XMIT, 210, ifindex=9, **ends))
+    vxlan = f"vxlan {record['tunnel.id']}"
     assert record["hops"][3]["changes"] == [
-        "crossed into node", "encapsulated in 172.16.0.1:5555 → 172.16.0.2:4789 UDP",
+        "crossed into node", f"encapsulated in {vxlan} 172.16.0.1:5555 → 172.16.0.2:4789 UDP",
     ]  # fmt: skip
     assert record["tunnel.packet"] == "172.16.0.1:5555 → 172.16.0.2:4789 UDP"
+    assert record["tunnel.type"] == "vxlan"
     assert record["packet"].startswith("10.1.0.2:4000")
     assert not any(name.startswith("nat.") for name in record)
     inward = one(hop(RX, 100, flags=FIRST, ifindex=9, **ends), hop(RX, 200, ifindex=3))

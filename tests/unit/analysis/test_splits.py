@@ -1,5 +1,7 @@
 """Packets that become several on their way: fragments and segments."""
 
+from dataclasses import replace
+
 from hop_rows import (
     CLIENT,
     CONSUMED,
@@ -10,6 +12,7 @@ from hop_rows import (
     LEAVE,
     POST,
     QUEUE,
+    RX,
     XMIT,
     context,
     hop,
@@ -52,3 +55,21 @@ def test_segments():
     told = [hop["changes"] for hop in record["hops"] if hop["hook"] == "net_dev_start_xmit"]
     assert told == [["segment", "GSO 2 → 1 segments", "100 → 60 bytes"]] * 2
     assert [hop["branch"] for hop in record["hops"]] == [0, 0, 0, 1, 2]
+    assert [hop.get("after") for hop in record["hops"]] == [None, None, None, 1, 1]  # the queue
+    assert [hop["delta_ns"] for hop in record["hops"][-2:]] == [30, 31]
+
+
+def test_merged_again():
+    """By GRO, where a device receives them."""
+    large = {"netns": CLIENT, "gso_segments": 3, "bytes": 300}
+    begin = hop(QUEUE, 100, flags=FIRST, netns=CLIENT)
+    record = one(begin, hop(RX, 200, flags=GSO, **large))
+    assert record["hops"][-1]["changes"] == ["GRO 1 → 3 segments", "100 → 300 bytes"]
+
+
+def test_who_was_merged_is_freed_with_the_other():
+    released = replace(context(), symbol=lambda _: "skb_release_data+0x163")
+    assembler = Assembler()
+    assembler.add(rows(hop(QUEUE, 100, flags=FIRST), hop(CONSUMED, 300)), no_drops())
+    (record,) = path_records(assembler.take(0, everything=True), released)
+    assert record["hops"][-1]["changes"] == ["was merged into another"]

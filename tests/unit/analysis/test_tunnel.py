@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from tracer.analysis.tunnel import inner_frame
+from tracer.analysis.tunnel import inner_frame, tunnel_of
 
 MACS = bytes(range(12))
 IP, IPV6, TEB = b"\x08\x00", b"\x86\xdd", b"\x65\x58"
@@ -45,6 +45,26 @@ def ip6(protocol, body):
 )
 def test_each_tunnel(packet, inner):
     assert inner_frame(MACS + packet) == MACS + inner
+
+
+@pytest.mark.parametrize(
+    ("packet", "told"),
+    [
+        (ip4(4, INNER4), ("ipip", None)),
+        (ip4(41, INNER6), ("sit", None)),
+        (ip6(4, INNER4), ("ip4ip6", None)),
+        (ip6(60, b"\x29\0\x04\x01\x04\x01\0\0" + INNER6), ("ip6ip6", None)),
+        (ip4(47, b"\0\0" + IP + INNER4), ("gre", None)),
+        (ip4(47, b"\x20\0" + IP + b"\0\0\1\2" + INNER4), ("gre", 258)),
+        (ip4(47, b"\xb0\0" + IPV6 + b"\xff\xff\0\0\0\0\0\7" + bytes(4) + INNER6), ("gre", 7)),
+        (ip4(17, VXLAN + b"\x08\0\0\0\0\1\0\0" + FRAME), ("vxlan", 256)),
+        (ip6(17, GENEVE + b"\0\0" + TEB + b"\0\0\x2a\0" + FRAME), ("geneve", 42)),
+        (ip4(17, VXLAN + bytes(4)), ("vxlan", None)),
+        (ip4(6, bytes(40)), ("", None)),
+    ],
+)
+def test_the_name_of_a_tunnel(packet, told):
+    assert tunnel_of(int.from_bytes(packet[:2], "big"), packet[2:]) == told
 
 
 @pytest.mark.parametrize(
