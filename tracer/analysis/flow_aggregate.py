@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracer.analysis.packet import TCP_FLAGS
+from tracer.errors import TracerError
 from tracer.flow_table import FIELDS, Column, FlowTable, coded, known_fields, table
 
 if TYPE_CHECKING:
@@ -46,14 +47,21 @@ _COUNTS = (
 _SUMS = (*_COUNTS, *(f"flow.reverse.{name}" for name in _COUNTS), "count")
 _EARLIEST, _LATEST = ("time",), ("end_time", "sample.rate")
 _FLAGS = "tcp.flags", "flow.reverse.tcp.flags"
+_MADE = {*_SUMS, *_EARLIEST, *_LATEST, *_FLAGS}
+"""What sums have of their own: nothing to sum by."""
 
 
 def grouping(text: str) -> tuple[str, ...]:
     """`pod`, `workload` or field names → the columns that stay; TracerError for neither."""
     if text in GROUPS:
         return (*_ALWAYS, *GROUPS[text])
-    names = [name.strip() for name in text.split(",")]
-    return (*_ALWAYS, *known_fields(names, "--aggregate"))
+    found = known_fields([name.strip() for name in text.split(",")], "--aggregate")
+    names = [name for name in found if name not in _MADE]
+    if not names:
+        raise TracerError(
+            f"--aggregate '{text}': a sum, nothing to sum by", "dst.port, k8s.dst, dscp, …"
+        )
+    return (*_ALWAYS, *names)
 
 
 def aggregate(whole: FlowTable, by: Sequence[str]) -> FlowTable:

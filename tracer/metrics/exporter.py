@@ -138,7 +138,7 @@ class Exporter(Collector):
     def _of_series(self) -> Iterator[Metric]:
         gauges: dict[str, int] = {
             "tracer_metrics_series": len(self._traffic.items()) + len(self._drops.items()),
-            "tracer_metrics_series_limit": 2 * self._most,
+            "tracer_metrics_series_limit": 2 * (self._most + 1),  # and `_other`, of each
         }
         for name, count in gauges.items():
             yield GaugeMetricFamily(name, "Label sets of packets and drops.", count)

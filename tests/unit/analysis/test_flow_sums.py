@@ -73,6 +73,10 @@ def test_random_tables_keep_their_totals():
 def test_what_cannot_be_summed_by_is_told():
     with pytest.raises(TracerError, match="--aggregate 'pods': no such field"):
         grouping("pods")
+    for text in ("packets", "time,end_time", "flow.reverse.bytes"):
+        with pytest.raises(TracerError, match="a sum, nothing to sum by"):
+            grouping(text)
+    assert grouping("bytes,dscp")[-1] == "dscp"
 
 
 def counted(*flows):

@@ -155,6 +155,7 @@ def test_series_are_bounded_in_what_is_scraped(server):
     assert len(packets) == 101
     assert sum(packets) == 250
     assert found["tracer_metrics_series_diverted_total",] == 150
+    assert found["tracer_metrics_series",] <= found["tracer_metrics_series_limit",] < 210
 
 
 def test_what_is_only_of_flows_is_not_told_of_drops(server):
