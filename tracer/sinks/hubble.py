@@ -73,7 +73,7 @@ _MAPPED_OF = {
 
 _PORTS = "source_port destination_port"
 _PARTS = {
-    "IP": "source destination ipVersion",
+    "IP": "source source_xlated destination ipVersion",
     "l4": "TCP UDP SCTP ICMPv4 ICMPv6",
     "l4.TCP": f"{_PORTS} flags",
     "l4.TCP.flags": "FIN SYN RST PSH ACK URG ECE CWR NS",
@@ -270,9 +270,14 @@ def _event(record: Record) -> dict[str, Any]:
 
 def _ip(record: Record) -> dict[str, Any]:
     version = {"ipv4": "IPv4", "ipv6": "IPv6"}.get(record.get("network.type", ""))
-    ends = {"source": record.get("src.address"), "destination": record.get("dst.address")}
+    source = record.get("src.address")
+    ends = {"source": source, "destination": record.get("dst.address")}
     # Records that were summed may know one end, or only that it was IP.
-    return {**_filled(ends), "ipVersion": version} if version and any(ends.values()) else {}
+    if version is None or not any(ends.values()):
+        return {}
+    if source == record.get("client.address", source):  # before SNAT
+        ends["source_xlated"] = record.get("nat.src.address")
+    return {**_filled(ends), "ipVersion": version}
 
 
 def _l4(record: Record) -> dict[str, Any]:

@@ -194,6 +194,16 @@ def test_hubble_dns_names():
     assert "source_names" not in envelope(FLOW)["flow"]
 
 
+def test_hubble_tells_the_translated_source_where_the_client_sends():
+    nat = {"client.address": FLOW["src.address"], "nat.src.address": "192.0.2.9"}
+    asks = envelope({**FLOW, **nat})
+    assert asks["flow"]["IP"]["source_xlated"] == "192.0.2.9"
+    assert read(json.dumps(asks)).flow.IP.source_xlated == "192.0.2.9"
+    beyond = {**FLOW, **nat, "src.address": "192.0.2.9"}
+    assert "source_xlated" not in envelope(beyond)["flow"]["IP"]
+    assert "source_xlated" not in envelope(FLOW)["flow"]["IP"]
+
+
 def test_hubble_icmp_and_arp():
     icmp = {**DROP, "transport": "icmp", "icmp.type": 8, "icmp.code": 0}
     assert envelope(icmp)["flow"]["l4"] == {"ICMPv4": {"type": 8}}
