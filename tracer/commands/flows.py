@@ -214,6 +214,8 @@ class Flows:
     def _died(self, details: Details) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         """(keys, counts) of what died since the last call, and the entries to be looked through."""
         drops = self._drops.turn()
+        if not len(drops[0]):
+            return drops, details.entries[:0]
         # The kernel tells an entry before it counts the drop, but maybe after `details` were taken.
         return drops, np.concatenate((details.entries, self._flows.connections_so_far()))
 
