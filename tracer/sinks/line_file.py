@@ -110,6 +110,8 @@ class LineFile:
         self._live, self._header = live, header
         self._grows = path if live else rotation.partial(path)
         self._fd = self._size = -1
+        self._head_bytes = 0
+        """Of the header as this file has it: a killed run of other fields left another one."""
         self._opened_s = 0.0
         self._told_removal = False
         try:
@@ -195,7 +197,7 @@ class LineFile:
 
     @property
     def _has_records(self) -> bool:
-        return self._size > len(self._header)
+        return self._size > self._head_bytes
 
     def _is_too_much(self, more_bytes: int) -> bool:
         most = self._policy.max_bytes
@@ -219,7 +221,12 @@ class LineFile:
         self._fd, self._opened_s = fd, time.monotonic()
         mend(fd, ours=not self._live)
         self._size = os.fstat(fd).st_size
-        if not self._size and self._header:
+        if not self._header:
+            return
+        self._head_bytes = os.pread(fd, _MOST_BYTES, 0).find(b"\n") + 1
+        if not self._has_records:
+            os.ftruncate(fd, 0)
+            self._size, self._head_bytes = 0, len(self._header)
             self._put(bytearray(self._header))
 
     def _put(self, data: bytearray) -> None:

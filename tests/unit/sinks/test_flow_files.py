@@ -465,6 +465,24 @@ def test_reopened_after_somebody_moved_it(tmp_path):
     assert len(path.read_text().splitlines()) == flow_writer.ROWS
 
 
+@pytest.mark.parametrize(
+    "left", ["", "type,packets", "type,packets\r\n", "type,packets\r\nflow,7\r\n"]
+)
+def test_a_killed_run_of_other_fields_left_its_header(tmp_path, left):
+    (tmp_path / ".flows.csv.part").write_text(left, newline="")
+    sink = open_flows(Request("csv", tmp_path / "flows.csv"), print)
+    sink.write(everything(5))
+    sink.close()
+    read = {}
+    for path in tmp_path.iterdir():
+        with path.open(newline="") as file:
+            read[path.name == "flows.csv"] = list(csv.DictReader(file))
+    assert len(read.pop(True)) == 5
+    assert list(read.values()) == [[{"type": "flow", "packets": "7"}]] * left.endswith("7\r\n")
+    for path in tmp_path.glob("flows.csv"):
+        assert path.read_text().splitlines()[0] == ",".join(FIELDS)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_two_writers_of_one_file_are_refused_or_apart(tmp_path, form):
     first = open_flows(Request(form, tmp_path / "flows"), print)
