@@ -9,6 +9,7 @@ from tracer.analysis.ruleset.read import Reader, Texts
 from tracer.analysis.service_filter import service_filter
 from tracer.errors import TracerError
 from tracer.netfilter.rule_programs import list_rules
+from tracer.recording import Batch
 from tracer.session import say
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from tracer.cluster.cluster import Cluster
     from tracer.model import EndpointSlice, Service
+    from tracer.recording import Recording
 
 LISTED_S = 20.0
 """How long the API may take to list Services."""
@@ -33,18 +35,39 @@ def add_service(parser: argparse.ArgumentParser) -> None:
 
 def with_service(args: argparse.Namespace, cluster: Cluster | None) -> list[str]:
     """The packet filter of `args`, limited to its --service; TracerError where there is none."""
-    words: list[str] = args.filter
     if not args.service:
-        return words
-    services, slices = _known(cluster)
+        return list(args.filter)
+    nowhere = "neither the Kubernetes API (--kubeconfig) nor kube-proxy's rules on this node tell"
+    return _limited(args, *_known(cluster), f"{nowhere} of any")
+
+
+def with_recorded_service(args: argparse.Namespace, recording: Recording) -> list[str]:
+    """The same, by what the recorder knew of Services when it met this one first."""
+    if not args.service:
+        return list(args.filter)
+    services: dict[str, Service] = {}
+    slices: Mapping[str, EndpointSlice] = {}
+    for item in recording:
+        if isinstance(item, Batch):
+            services |= item.context.node.services
+            slices = item.context.node.endpoint_slices
+        if args.service in services:
+            break
+    return _limited(args, services, slices, "the recorder knew of none")
+
+
+def _limited(
+    args: argparse.Namespace,
+    services: Mapping[str, Service],
+    slices: Mapping[str, EndpointSlice],
+    nowhere: str,
+) -> list[str]:
+    words: list[str] = args.filter
     if args.service not in services:
         some = ", ".join(sorted(services)[:5])
         raise TracerError(
             f"--service '{args.service}': no such Service",
-            f"write it as namespace/name: {some}"
-            if some
-            else "neither the Kubernetes API"
-            " (--kubeconfig) nor kube-proxy's rules on this node tell of any",
+            f"write it as namespace/name: {some}" if some else nowhere,
         )
     expression, whole = service_filter(services[args.service], slices.values())
     if not expression:

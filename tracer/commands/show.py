@@ -13,7 +13,7 @@ examples:
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -30,10 +30,11 @@ from tracer.analysis.rule_hops import hook_hops
 from tracer.analysis.sift import Sieve, died_for, wanted_rows
 from tracer.analysis.verdict import duration_ns
 from tracer.commands import options
+from tracer.commands.services import add_service, with_recorded_service
 from tracer.errors import ExitCode, TracerError
 from tracer.kernel.pcap import compiled, matches
 from tracer.layout import layout
-from tracer.recording import Batch, Evidence, Loss, Recording, Rules
+from tracer.recording import Batch, DamagedError, Evidence, Loss, Recording, Rules
 from tracer.session import say
 from tracer.sinks import open_sink
 from tracer.sinks.pcapng import Pcapng
@@ -41,7 +42,7 @@ from tracer.wall_time import NS_PER_S
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tracer.analysis.drops import Context
     from tracer.analysis.paths import Path as PacketPath
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tcpdump expression, before or after NAT",
     )
     options.add_pod_selection(parser)
+    add_service(parser)
     options.add_path_selection(parser)
     group = parser.add_argument_group("where and why")
     group.add_argument("--netns", default="", metavar="NAME|INODE", help="packets seen there")
@@ -309,8 +311,8 @@ class Show:
         return "text" if self._kind == "drops" and chosen in ("tree", "brief") else chosen
 
     def run(self) -> None:
-        """Read to the end, or to the count that was asked for."""
-        for item in self._recording:
+        """Read to the end, to where it is damaged, or to the count that was asked for."""
+        for item in self._readable():
             if isinstance(item, Batch):
                 self._known.add(item.context)
                 self._renderer.add(item)
@@ -326,6 +328,10 @@ class Show:
         else:
             self._write(self._renderer.records(everything=True))
         self._known.check()
+
+    def _readable(self) -> Iterator[Batch | Loss | Evidence]:
+        with suppress(DamagedError):  # the recording's `ending` tells
+            yield from self._recording
 
     def _write(self, records: list[Record]) -> None:
         if self._args.count is not None:
@@ -351,6 +357,7 @@ class Show:
 def run(args: argparse.Namespace) -> ExitCode:
     """Run `tracer show`."""
     recording = Recording(args.file)
+    args.filter = with_recorded_service(args, recording)
     with ExitStack() as stack:
         show = Show(recording, args, stack)
         show.run()

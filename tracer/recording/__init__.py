@@ -3,8 +3,8 @@
 A file format and the model, nothing else: no kernel, no root, no node.
 """
 
-from tracer.recording.reader import Batch, Evidence, Loss, Recording
+from tracer.recording.reader import Batch, DamagedError, Evidence, Loss, Recording
 from tracer.recording.rules import Rules
 from tracer.recording.writer import Recorder
 
-__all__ = ["Batch", "Evidence", "Loss", "Recorder", "Recording", "Rules"]
+__all__ = ["Batch", "DamagedError", "Evidence", "Loss", "Recorder", "Recording", "Rules"]

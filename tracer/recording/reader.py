@@ -60,6 +60,10 @@ class Evidence:
     values: Mapping[str, str]
 
 
+class DamagedError(TracerError):
+    """Something in a recording is not what its recorder wrote."""
+
+
 class Recording:
     """A recording; iterate over it as often as you like.
 
@@ -83,7 +87,7 @@ class Recording:
     def __iter__(self) -> Iterator[Batch | Loss | Evidence]:
         """Batches, losses and evidence in the order of the file.
 
-        A file that was cut ends with its last whole batch (see `ending`); TracerError where it
+        A file that was cut ends with its last whole batch (see `ending`); DamagedError where it
         is damaged, after all before has been read.
         """
         self.ending = "it has no end: its recorder was killed, found no room, or still runs"
@@ -98,7 +102,8 @@ class Recording:
             except blocks.CutError as cut:
                 self.ending = f"it is cut in the middle of a batch, at byte {cut.at}"
             except blocks.DamageError as damage:
-                raise TracerError(
+                self.ending = f"damaged: {damage}"
+                raise DamagedError(
                     f"{self.path}: damaged: {damage}", "what stands before has been read"
                 ) from damage
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tracer.commands import show
 from tracer.errors import TracerError
 from tracer.kernel import pcap
 from tracer.layout import layout
-from tracer.model import Device, Namespace, Node, Pod
+from tracer.model import Device, EndpointSlice, Namespace, Node, Pod, Service, ServicePort
 from tracer.recording import Recorder, blocks
 
 DATA = Path(__file__).parents[2] / "data" / "paths"
@@ -228,6 +229,58 @@ def test_a_cut_recording_is_shown_and_told(tmp_path, capfd):
     path.write_bytes(path.read_bytes()[:-5])
     assert show.run(parser.parse_args([str(path), "-o", "json"])) == 1
     assert "cut in the middle of a batch" in capfd.readouterr().err
+
+
+def test_a_damaged_recording_is_shown_up_to_there(tmp_path, capfd):
+    path = record(tmp_path / "r", "service")
+    everything = packets(capfd, path)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"ROWS") + 30
+    data[at] ^= 1
+    path.write_bytes(data)
+    parser = argparse.ArgumentParser()
+    show.add_arguments(parser)
+    assert show.run(parser.parse_args([str(path), "-o", "json"])) == 1
+    printed = capfd.readouterr()
+    assert "checksum does not hold; shown is what was whole" in printed.err
+    shown_ = [json.loads(line) for line in printed.out.splitlines()]
+    whole = [one for one in shown_ if one["type"] == "packet"]
+    assert len(everything) > 3
+    assert len(whole) >= len(everything) - 1
+    assert shown_[-1]["type"] == "end"
+
+
+def test_a_service_that_the_recorder_knew(tmp_path, capfd):
+    """By its address, by what its endpoints are asked, and nothing else."""
+    hops, drops, context = load("service")
+    web = Service("shop", "web", addresses=("10.96.0.10",), ports=(ServicePort("", "tcp", 80),))
+    other = replace(web, name="other", addresses=("10.96.0.11",))
+    slices = {
+        "shop/web-1": EndpointSlice("shop", "web", (ServicePort("", "tcp", 8080),), ("10.244.2.2",))
+    }
+    recorder = Recorder(tmp_path / "r", {"command": "trace"})
+    recorder.record("hops", hops[:7], context)
+    services = {"shop/web": web, "shop/other": other}
+    node = replace(context.node, services=services, endpoint_slices=slices)
+    recorder.record("hops", hops[7:], replace(context, node=node))
+    recorder.record("drops", drops, replace(context, node=node))
+    recorder.close()
+    everything = packets(capfd, tmp_path / "r")
+    found = packets(capfd, tmp_path / "r", "--service", "shop/web")
+    ends = ("10.96.0.10", "10.244.2.2")
+    assert len(found) > 0
+    assert found == [
+        one
+        for one in everything
+        if {one[f"{end}.address"] for end in ("src", "dst")} & set(ends)
+        and one["transport"] == "tcp"
+    ]
+    syn = packets(capfd, tmp_path / "r", "--service", "shop/web", "tcp[13] = 2")
+    assert 0 < len(syn) < len(found)
+    assert packets(capfd, tmp_path / "r", "--service", "shop/other") == []
+    with pytest.raises(TracerError, match="no such Service") as caught:
+        shown(capfd, tmp_path / "r", "--service", "shop/none")
+    assert "shop/other, shop/web" in caught.value.hint
 
 
 def test_losses_are_told_where_they_were(tmp_path, capfd):
