@@ -46,20 +46,21 @@ def find_inputs(paths: Sequence[Path]) -> Inputs:
     Raises TracerError for a path that does not exist or cannot be read, for a named file of
     another kind, and when nothing was found.
     """
-    parquet, lines, skipped, empty = [], [], [], 0
+    parquet: list[str] = []
+    lines: list[str] = []
+    skipped, empty = [], 0
     for path in _files(paths):
-        if path.stat().st_size == 0:
-            empty += 1
-        elif _is_parquet(path):
-            why = _torn_parquet(path)
-            if why:
-                skipped.append(Skipped(str(path), why))
-            else:
-                parquet.append(str(path))
-        elif why := _torn_lines(path):
+        try:
+            why = _unreadable(path)
+            if path.stat().st_size == 0:
+                empty += 1
+                continue
+        except OSError as error:  # not ours, or removed meanwhile by who writes there
+            why = (error.strerror or str(error)).lower()
+        if why:
             skipped.append(Skipped(str(path), why))
         else:
-            lines.append(str(path))
+            (parquet if _is_parquet(path) else lines).append(str(path))
     if not (parquet or lines or skipped or empty):
         raise TracerError(
             f"{', '.join(map(str, paths))}: no Parquet or JSON-lines files",
@@ -123,6 +124,14 @@ def _is_known(path: Path) -> bool:
 def compression(path: Path) -> str:
     """What DuckDB calls the way in which the file is packed."""
     return COMPRESSED.get(_suffixes(path)[-1], "uncompressed")
+
+
+def _unreadable(path: Path) -> str:
+    """Why a file is not whole; empty when it is, or has no byte. OSError."""
+    with path.open("rb") as file:
+        if not file.read(1):
+            return ""
+    return _torn_parquet(path) if _is_parquet(path) else _torn_lines(path)
 
 
 def _torn_lines(path: Path) -> str:

@@ -23,7 +23,7 @@ from tracer.report.inputs import Skipped, compression
 from tracer.report.ways import ways_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from tracer.report.inputs import Inputs
 
@@ -115,11 +115,9 @@ class Store:
         self._closing.close()
 
     def ask(self, sql: str) -> Answer:
-        """Answer one question of ours."""
-        try:
+        """Answer one question of ours; TracerError names a file that cannot be read to its end."""
+        with self._reading():
             return _answer(self._db.sql(sql))
-        except duckdb.OutOfMemoryException as error:
-            raise _too_little_memory(error) from error
 
     def ask_freely(self, sql: str) -> Answer:
         """Answer a question of the user's: one SELECT; TracerError says what is wrong with it."""
@@ -129,11 +127,34 @@ class Store:
                 raise TracerError(
                     "--sql: not one question", "one SELECT (or FROM, SUMMARIZE, DESCRIBE, EXPLAIN)"
                 )
-            return _answer(self._db.sql(sql))
-        except duckdb.OutOfMemoryException as error:
-            raise _too_little_memory(error) from error
+            return self.ask(sql)
         except duckdb.Error as error:
             raise _explained(error) from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What is wrong with a file becomes a TracerError; what is wrong with the SQL does not."""
+        try:
+            yield
+        except duckdb.ProgrammingError:
+            raise
+        except duckdb.Error as error:
+            told = self._unread(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _unread(self, error: duckdb.Error) -> TracerError | None:
+        """What is to be told where files are the reason; None where they are whole."""
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return _too_little_memory(error)
+        for path in self._parquet:
+            try:
+                self._db.execute(f"SELECT max(COLUMNS(*)::TEXT) FROM read_parquet({quoted(path)})")
+            except duckdb.Error as reason:
+                hint = "damaged, or removed meanwhile: leave it out, and run it again"
+                return TracerError(f"{path}: {_torn(reason)}", hint)
+        return None
 
     # Loading
 
@@ -157,7 +178,9 @@ class Store:
             raise TracerError(
                 f"{skipped[0].path}{more}: {skipped[0].why}", "no file here could be read"
             )
-        self._make_views(parquet, period)
+        self._parquet = tuple(path for paths in parquet.values() for path in paths)
+        with self._reading():
+            self._make_views(parquet, period)
         allowed = ", ".join(quoted(path) for path in inputs.parquet)
         self._db.execute(f"SET allowed_paths = [{allowed}]")
         self._db.execute("SET enable_external_access = false")
@@ -304,7 +327,8 @@ def _torn(error: duckdb.Error) -> str:
     """Why a file cannot be read, without its path, which DuckDB repeats."""
     if isinstance(error, duckdb.OutOfMemoryException):
         raise _too_little_memory(error) from error
-    text = str(error).splitlines()[0].partition(": ")[2].lower()
+    line = str(error).splitlines()[0].lower()
+    text = line.partition(": ")[2] or line
     return f"torn: {re.split(r': /| in file ', text)[0]}"
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from html.parser import HTMLParser
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -226,6 +227,45 @@ def test_parquet_of_others_is_skipped_and_what_they_rewrote_is_read(tmp_path):
         "text.parquet": "its column packets is VARCHAR, not UBIGINT",
         "time.parquet": "its column time is BIGINT, not TIMESTAMP_NS",
     }
+
+
+@pytest.mark.parametrize("question", [(), ("--sql", "SELECT sum(packets) FROM flows")])
+def test_a_file_that_is_damaged_inside_is_named(tmp_path, capsys, question):
+    """Its footer is whole: only who reads its pages finds out."""
+    for name in ("good", "bad"):
+        parquet(tmp_path / f"{name}.parquet", *(record(second) for second in range(50)))
+    bad = bytearray((tmp_path / "bad.parquet").read_bytes())
+    pages = len(bad) - 8 - int.from_bytes(bad[-8:-4], "little")
+    bad[4:pages] = bytes(255 - byte for byte in bad[4:pages])
+    (tmp_path / "bad.parquet").write_bytes(bad)
+    code, out, err = run(capsys, tmp_path, *question)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path}/bad.parquet: torn: ")
+
+
+def test_a_file_that_goes_away_meanwhile_is_named(tmp_path):
+    for name in ("stays", "goes"):
+        parquet(tmp_path / f"{name}.parquet", record())
+    with store(tmp_path) as opened:
+        (tmp_path / "goes.parquet").unlink()
+        with pytest.raises(TracerError, match=r"goes\.parquet"):
+            opened.ask("SELECT sum(packets) FROM flows")
+
+
+def test_a_file_that_may_not_be_read_is_skipped(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(lines(record()))
+    parquet(tmp_path / "b.parquet", record())
+    opened = Path.open
+
+    def refused(path, *args, **kwargs):
+        if path.name == "b.parquet":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refused)
+    found = find_inputs([tmp_path])
+    assert [one.why for one in found.skipped] == ["permission denied"]
+    assert len(found.json_lines) == 1
 
 
 def test_too_little_memory_is_no_torn_file(tmp_path, capsys):
