@@ -54,7 +54,7 @@ BARS = (
     ("flows", "slower_percent", "iperf-64", 1.0),
     ("trace", "slower_percent", "udp", 3.0),
     ("trace-standby", "slower_percent", "udp", 3.0),
-    ("trace-sampled", "slower_percent", "udp", 5.0),
+    ("trace-sampled", "slower_percent", "udp-long", 5.0),
     ("drops", "percent_of_baseline", "udp", 1.0),
     ("flows", "percent_of_baseline", "udp", 5.0),
     ("flows", "ns_per_run", "udp", 90.0),

@@ -112,7 +112,6 @@ def test_heavy_traffic_that_is_not_chosen_meets_few_hooks(routed, cri_env):
     for record in later:
         ways.check(record, whole_way(), "delivered")
         assert "incomplete" not in record
-    assert done.err.count("on standby: ") == 1
 
 
 @pytest.mark.usefixtures("nothing_left")
