@@ -121,10 +121,13 @@ class Assembler:
 
     def add(self, hops: np.ndarray, drops: np.ndarray) -> None:
         """Take batches of `struct hop_event` and `struct drop_event`, in any order."""
+        kept = _is_packet(hops) | branches.is_bare(hops["hop"])
+        if not kept.all():
+            hops = hops.take(np.flatnonzero(kept))
         if len(hops):
             self._hops.append(hops)
             self._note_openers(hops)
-        drops = drops[drops["packet_id"] > 0]
+        drops = drops[(drops["packet_id"] > 0) & _is_packet(drops)]
         if len(drops):
             self._drops.append(drops)
 
@@ -342,6 +345,16 @@ def _complete(
         newest = np.array([latest[one] for one in root.tolist()], np.uint64)
         ended |= among(root, root[moved]) & (rows["time_ns"][last] < newest)
     return ~among(ids, root[~ended]) & among(ids, root), last[quiet]
+
+
+def _is_packet(events: np.ndarray) -> NDArray[np.bool_]:
+    """Which hops or drops are of a network's packets, each of which has an EtherType.
+
+    The memory of one may hold a netlink message later. Where the packet, as ARP, had no signature
+    either, the kernel takes that for it.
+    """
+    are_packets: NDArray[np.bool_] = events["tuple"]["ethertype"] > 0
+    return are_packets
 
 
 def _untold(rows: np.ndarray, drops: np.ndarray) -> NDArray[np.uint64]:

@@ -243,6 +243,19 @@ def test_what_is_freed_later_took_no_longer():
     assert max(row["max_ns"] for row in latency.records()) == 200
 
 
+def test_a_netlink_message_in_the_memory_of_a_packet_is_no_hop_of_it():
+    message = hop(COPIED, 300, skb=5), hop(CONSUMED, 310, skb=5), hop(DROPPED, 320, skb=6)
+    died = drop(320, skb=6)
+    for one_of_it in (*message, died):
+        one_of_it["tuple"] = 0
+    record = one(*sent(), *message, drops=died)
+    assert record["hops"][-1]["hook"] == "net_dev_start_xmit"
+    assert "drop.reason" not in record
+    alone = Assembler()
+    alone.add(rows(*message), died)
+    assert alone.take(S, everything=True) == []
+
+
 def test_a_death_of_which_nothing_else_is_known():
     assembler = Assembler()
     assembler.add(rows(), rows(drop(300), drop(400, packet=0)))
