@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from tracer.commands import flow_options
+from tracer.commands.options import duration_s
 from tracer.config import with_config
 from tracer.errors import TracerError
 
@@ -149,6 +150,13 @@ def test_a_command_without_config_is_left_alone():
 )
 def test_sizes(text, size):
     assert flow_options.size_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("5s", 5), ("2m", 120), ("1.5h", 5400), ("7d", 604_800)]
+)
+def test_durations(text, seconds):
+    assert duration_s(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "x", "-1", "10X", "M"])

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from tracer.cluster.cluster import Cluster
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def duration_s(text: str) -> float:
-    """`500ms`, `5s`, `2m`, `1h` → seconds; TracerError for anything else, zero included."""
+    """`500ms`, `5s`, `2m`, `1h`, `7d` → seconds; TracerError for anything else, zero included."""
     found = _DURATION.fullmatch(text.strip())
     seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if seconds <= 0:
