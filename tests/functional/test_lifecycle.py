@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from lab import runner
 from lab.traffic import new_port, send_udp
 
+import tracer
+
+PACKAGE = Path(tracer.__file__).parent
 pytestmark = pytest.mark.usefixtures("nothing_left")
 COMMANDS = {"drops": ("drops", "-o", "json"), "flows": ("flows", "--interval", "300ms")}
 EACH = pytest.mark.parametrize("command", COMMANDS)
@@ -54,7 +58,8 @@ def test_ctrl_c_while_it_starts(cri_env, command):
         time.sleep(delay_s)
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=10)
-        assert "Traceback" not in err, err
+        # At first Python itself starts, and whatever the machine has it import may be cut short.
+        assert f'File "{PACKAGE}' not in err, err
 
 
 def test_a_new_one_starts_after_a_crash(cri_env):
