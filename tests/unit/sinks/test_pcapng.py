@@ -258,6 +258,7 @@ def test_a_hop_without_a_namespace_is_where_its_packet_was():
     rows = np.repeat(hops()[1:2], 2)
     rows["hop"], rows["time_ns"] = (HOP.HOP_DEV_RX, HOP.HOP_CONSUMED), (10, 11)
     rows["netns"][1] = rows["ifindex"][1] = 0
+    rows["tuple"]["ethertype"] = 0x0800
     (unknown,) = frames("hops", rows[1:], CONTEXT)
     assert unknown.comment == "somewhere: consume_skb, packet 9"
     assembler = Assembler()
