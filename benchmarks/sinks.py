@@ -1,15 +1,17 @@
 """Flow records a second into each format, on one core, from the kernel's columns to the file.
 
-    benchmarks/sinks.py [FLOWS [FORMAT ...]]
+    benchmarks/sinks.py [--tracked SHARE] [FLOWS [FORMAT ...]]
 
 FLOWS (default 100,000) flows of 300 pods are made up: half of them TCP, each with its own ports,
-20,000 addresses outside. Names are looked up, records are written to files that rotate, Parquet
-files are finished. Figures are of CPU time and medians of ROUNDS; bars: Parquet 200,000 a second,
-JSON lines 50,000, and everything of an interval of 100,000 flows within 0.5 s.
+20,000 addresses outside; of SHARE of them the node's conntrack entry is known. Names are looked up,
+records are written to files that rotate, Parquet files are finished. Figures are of CPU time and
+medians of ROUNDS; bars: Parquet 200,000 a second, JSON lines 50,000, and everything of an interval
+of 100,000 flows within 0.5 s.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import resource
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tracer.analysis.connections import Details, no_details
 from tracer.analysis.drops import Context
 from tracer.analysis.flow_columns import flow_tables
 from tracer.layout import layout
@@ -36,6 +39,7 @@ ROUNDS = 3
 BARS = {"parquet": 200_000, "flat": 50_000}
 PODS = 300
 NETNS = 4026531833
+TCP, ESTABLISHED = 6, 3
 KEPT = Policy(max_bytes=64_000_000, max_backups=None)
 
 
@@ -87,15 +91,30 @@ def made_up(flows: int) -> tuple[np.ndarray, np.ndarray]:
     return keys, counts
 
 
-def measured(form: str, flows: int, pipe: Connection) -> None:
+def entries_of(keys: np.ndarray, share: float) -> Details:
+    """Conntrack entries, without NAT, of so many of the flows."""
+    flow = keys["tuple"][: int(share * len(keys))]
+    nothing = no_details()
+    entries = np.zeros(len(flow), nothing.entries.dtype)
+    entries["orig"] = entries["reply"] = flow
+    for one, other in (("saddr", "daddr"), ("sport", "dport")):
+        entries["reply"][one], entries["reply"][other] = flow[other], flow[one]
+    entries["present"], entries["mark"] = 1, 7
+    entries["status"] = 0b1110  # seen both ways, assured, confirmed
+    entries["tcp_state"] = np.where(flow["protocol"] == TCP, ESTABLISHED, 0)
+    return Details(entries, nothing.transit_keys, nothing.transits)
+
+
+def measured(form: str, flows: int, share: float, pipe: Connection) -> None:
     """Send the CPU seconds of a round, bytes of the files, and the most memory it took."""
     keys, counts = made_up(flows)
+    details = entries_of(keys, share)
     context = Context(node(), {}, str, time.time_ns())
     taken, size = [], 0
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as folder:
             begin_s = time.process_time()
-            tables = flow_tables(keys, counts, context)
+            tables = flow_tables(keys, counts, context, details)
             if form == "enrich":
                 deque(tables, 0)
             else:
@@ -112,13 +131,20 @@ def measured(form: str, flows: int, pipe: Connection) -> None:
 
 def main() -> int:
     """Print a JSON object; 1 when a bar is missed."""
-    flows = int(sys.argv[1]) if sys.argv[1:] else 100_000
-    result: dict[str, object] = {"flows": flows}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--tracked", type=float, default=0.0, metavar="SHARE", help="0 to 1")
+    parser.add_argument("flows", type=int, nargs="?", default=100_000)
+    parser.add_argument("form", nargs="*", metavar="FORMAT", help=", ".join(("enrich", *FORMATS)))
+    arguments = parser.parse_args()
+    flows, share = arguments.flows, arguments.tracked
+    result: dict[str, object] = {"flows": flows, "tracked": share}
     missed = []
     spawn = multiprocessing.get_context("spawn")  # each format has a process of its own
-    for form in sys.argv[2:] or ("enrich", *FORMATS):
+    for form in arguments.form or ("enrich", *FORMATS):
         ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=measured, args=(form, flows, theirs))
+        process = spawn.Process(target=measured, args=(form, flows, share, theirs))
         process.start()
         theirs.close()
         cpu_s, size, rss_mb = ours.recv()
