@@ -157,6 +157,7 @@ static __always_inline void conclude(const struct sight *sight, const struct hop
 		/* By then NAT has settled both tuples. */
 		remember_flow(event);
 		remember_translation(event);
+		remember_first(event);
 		remember_whole(sight, event);
 	}
 	if ((event->hop == HOP_CONSUMED || event->hop == HOP_DROPPED) && event->flags & HOP_GONE)

@@ -17,6 +17,16 @@ static __always_inline int same_tuple(const struct tuple *one, const struct tupl
 	       *(__u64 *)&one->sport == *(__u64 *)&other->sport;
 }
 
+/* Does NAT change anything but ICMP's type, which an answer changes anyway? */
+static __always_inline int is_translated(const struct conntrack *ct)
+{
+	if (!same_address(ct->orig.saddr, ct->reply.daddr) ||
+	    !same_address(ct->orig.daddr, ct->reply.saddr))
+		return 1;
+	return has_ports(ct->orig.protocol) &&
+	       (ct->orig.sport != ct->reply.dport || ct->orig.dport != ct->reply.sport);
+}
+
 #ifdef SELECT_PCAP
 /* Whether anything is known of such packets: by the last bytes of addresses, and ports, as sent. */
 static __always_inline __u8 *translated_at(__be32 saddr, __be32 daddr, __be32 ports)
@@ -69,16 +79,6 @@ static __always_inline void translate(const struct tuple *from, const struct tup
 	change_version(IS_TRANSLATED);
 }
 
-/* Does NAT change anything but ICMP's type, which an answer changes anyway? */
-static __always_inline int is_translated(const struct conntrack *ct)
-{
-	if (!same_address(ct->orig.saddr, ct->reply.daddr) ||
-	    !same_address(ct->orig.daddr, ct->reply.saddr))
-		return 1;
-	return has_ports(ct->orig.protocol) &&
-	       (ct->orig.sport != ct->reply.dport || ct->orig.dport != ct->reply.sport);
-}
-
 /* Write how the packet looks beyond NAT into its frame. */
 static __always_inline void rewrite(struct frame *frame, const struct tuple *beyond)
 {
@@ -109,6 +109,27 @@ static __always_inline void remember_translation(const struct hop_event *event)
 		return;
 	translate(&event->ct.orig, &event->ct.reply);
 	translate(&event->ct.reply, &event->ct.orig);
+#endif
+}
+
+/*
+ * At a queue, for --first: as it looks beyond NAT it is of a flow of which enough were chosen, for a
+ * namespace that has no entry to tell what its sender wrote.
+ */
+static __always_inline void remember_first(const struct hop_event *event)
+{
+#ifdef FIRST_PACKETS
+	const struct conntrack *ct = &event->ct;
+	int slot = 0;
+	struct tuple *beyond = first_tuples.lookup(&slot);
+	__u32 enough = FIRST_PACKETS;
+
+	if (!beyond || !ct->present || !is_translated(ct) || ct->info == IP_CT_RELATED ||
+	    ct->info == IP_CT_RELATED_REPLY)
+		return;
+	*beyond = event->tuple;
+	if (!same_tuple(beyond, &ct->orig) && !same_tuple(beyond, &ct->reply))
+		flow_firsts.update(beyond, &enough);
 #endif
 }
 

@@ -108,3 +108,27 @@ def test_filter_on_one_direction_stays_one_direction(node, cri_env, version, sid
     assert {begins(one) for one in later} == {start}
     # The first answer is known for one once it looks as the filter wants it.
     assert (begins(first) == start) is (side == "dst")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_first_of_each_direction(node, cri_env, version):
+    """`--first` knows a flow beyond NAT, too: in the pods, which have no conntrack entries."""
+    client, (service, port) = node.pods["client"], kube.WEB[version]
+    both = f"udp and (port {port} or port {kube.WEB_PORT})"
+    with ExitStack() as stack:
+        live = stack.enter_context(
+            runner.whole("trace", both, "--first", "3", "-o", "json", env=cri_env)
+        )
+        servers = [
+            stack.enter_context(udp_listener(pod.where, kube.WEB_PORT, family_of(service)))
+            for pod in node.web
+        ]
+        asked_from, which = ask(client.where, (service, port), servers, COUNT)
+        runner.until_quiet(live)
+    found = [one for one in live.records() if one["type"] == "packet"]
+    starts = [begins(one) for one in found]
+    output = ways.nf(version, "OUTPUT")[0]
+    for sender in (client, node.web[which]):
+        assert starts.count(f"{sender.where.name} eth0 {output}") == 3
+    assert len(found) == 6
+    assert all(asked_from in _ports(one) for one in found)
