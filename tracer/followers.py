@@ -116,13 +116,16 @@ class Followers:
         if chosen:
             self._chosen_ns = now_ns
         if self._when == AUTO and now_ns - self._looked_ns >= LOOK_NS:
-            self._looked_ns = now_ns
-            self._traffic.add(Look(now_ns, receptions()))
-            if self.bursts and resting:
-                self.bursts.received += self._traffic.newly
+            self._look(now_ns, resting=resting)
         # To be sampled in bursts, packets need not be quiet.
         quiet_ns = QUIET_NS + 1 if self.bursts else now_ns - self._chosen_ns
         return stands_by(self._when, resting=resting, quiet_ns=quiet_ns, per_s=self._traffic.per_s)
+
+    def _look(self, now_ns: int, *, resting: bool) -> None:
+        self._looked_ns = now_ns
+        self._traffic.add(Look(now_ns, receptions()))
+        if self.bursts and resting:
+            self.bursts.received += self._traffic.newly
 
     def _why(self, *, rest: bool, chosen: bool) -> list[str]:
         """What is said of a change that nobody asked for and no packet shows."""
@@ -211,6 +214,8 @@ class Followers:
         return []
 
     def close(self) -> None:
-        """Detach from every namespace's hooks."""
+        """Detach from every namespace's hooks; what was received until now is known then."""
+        if self.bursts and self._resting:
+            self._look(_now_ns(), resting=True)
         self._cover.close()
         self._watch.close()

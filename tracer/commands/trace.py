@@ -256,8 +256,10 @@ class Trace:
         """Write the latencies and the end record."""
         lost = self._session.lost
         end = {"type": "end", "packets": self.packets, "shown": self.shown, "lost": lost}
-        if self.bursts and self.bursts.rate:
-            end |= {"bursts": self.bursts.count, "sample.rate": round(self.bursts.rate, 1)}
+        if self.bursts and self.bursts.count:
+            end["bursts"] = self.bursts.count
+            if self.bursts.rate:
+                end["sample.rate"] = round(self.bursts.rate, 1)
         self._outputs.sink.write([*self._latency.records(), end])
 
 

@@ -317,7 +317,8 @@ def _end(record: Record) -> str:
     lost = ", ".join(f"{count} of {source}" for source, count in record.get("lost", {}).items())
     text = f"{record.get('packets', 0)} packets followed, {record.get('shown', 0)} shown"
     if "bursts" in record:
-        text += f"; in {record['bursts']} bursts one of {record['sample.rate']:,} was looked at"
+        rate = f"{record['sample.rate']:,}" if "sample.rate" in record else "an unknown number"
+        text += f"; in {record['bursts']} bursts one of {rate} was looked at"
     return f"{text}; lost: {lost}" if lost else text
 
 
