@@ -129,20 +129,18 @@ def test_heavy_traffic_is_sampled_in_bursts(routed, cri_env):
             until(lambda: not followers(), "the hooks are gone")
             began, since = datetime.now(timezone.utc).isoformat(), len(live.lines)
 
-            def of_bursts():
+            def whole():
                 packets = [one for one in live.records(since) if one["type"] == "packet"]
-                return [one for one in packets if one["time"] > began]
+                return [p for p in packets if p["time"] > began and "incomplete" not in p]
 
-            until(of_bursts, "hooks came and packets were sampled", STANDBY_S)
+            until(whole, "hooks came and packets were sampled", STANDBY_S)
             until(lambda: not followers(), "the hooks are gone again")
-        sampled = of_bursts()
+        sampled = whole()
         done = live.stop()
     end = done.records[-1]
     assert end["bursts"] >= 1
     assert end["sample.rate"] > 1
-    whole = [record for record in sampled if "incomplete" not in record]
-    assert whole
-    for record in whole:
+    for record in sampled:
         assert record["hops"][0]["hook"] == "nf ip OUTPUT"
         assert record["verdict"] in ("delivered", "dropped")
 
