@@ -121,9 +121,9 @@ class Assembler:
 
     def add(self, hops: np.ndarray, drops: np.ndarray) -> None:
         """Take batches of `struct hop_event` and `struct drop_event`, in any order."""
-        kept = _is_packet(hops) | branches.is_bare(hops["hop"])
+        kept = _is_packet(hops)
         if not kept.all():
-            hops = hops.take(np.flatnonzero(kept))
+            hops = hops.take(np.flatnonzero(kept | branches.is_bare(hops["hop"])))
         if len(hops):
             self._hops.append(hops)
             self._note_openers(hops)
@@ -133,9 +133,9 @@ class Assembler:
 
     def _note_openers(self, hops: np.ndarray) -> None:
         """Who of a connection was seen first names it, though the answer may be complete before."""
-        first = hops[hops["flags"] & FLAG.HOP_FIRST > 0]
-        first = first[np.argsort(first["time_ns"], kind="stable")]
-        size, tuples = first.dtype["tuple"].itemsize, first["tuple"].tobytes()
+        first = np.flatnonzero(hops["flags"] & FLAG.HOP_FIRST)
+        first = first[np.argsort(hops["time_ns"][first], kind="stable")]
+        size, tuples = hops.dtype["tuple"].itemsize, hops.take(first)["tuple"].tobytes()
         for at in range(0, len(tuples), size):
             self._flows.find(tuples[at : at + KEY_BYTES])
 

@@ -204,8 +204,11 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
 
 def _state_without_entry(path: Path, view: _View) -> str:
     """`untracked`, `invalid`, or empty where nothing is known of conntrack."""
-    told = map(view.columns.changes.get, range(path.start, path.stop))
-    return next((STATES[text] for texts in told for text in texts or () if text in STATES), "")
+    for row in range(path.start, path.stop):
+        for text in view.columns.changes.get(row, ()):
+            if text in STATES:
+                return STATES[text]
+    return ""
 
 
 def _hops(path: Path, view: _View) -> list[Record]:

@@ -52,12 +52,13 @@ def redirects(rows: np.ndarray, order: Order, node: Node, filters: Filters) -> d
     The kernel notes a redirect in the packet until it is received again, though not every kernel
     and not every redirect. The others are inferred, only where tc is known to run something.
     """
-    hops, before = rows["hop"], order.state
+    hops, before = np.ascontiguousarray(rows["hop"]), order.state
     marked = (rows["flags"] & FLAG.HOP_REDIRECTED) > 0
     goes = np.isin(hops, _GOES_TO)
     came = (before >= 0) & (hops[before] == HOP.HOP_DEV_RX)
-    known = marked & goes & ~((before >= 0) & marked[before] & ~came)
-    known &= _by_tc(rows, before, came)
+    known = marked & goes
+    if known.any():
+        known &= ~((before >= 0) & marked[before] & ~came) & _by_tc(rows, before, came)
     told = {row: _known(row, rows, order, node, filters) for row in np.flatnonzero(known).tolist()}
     if filters:
         told |= _inferred(_moved(rows, order, goes & ~marked), rows, order, node, filters)

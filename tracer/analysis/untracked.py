@@ -37,9 +37,10 @@ class Tracking:
         row = np.flatnonzero(left & np.isin(rows["nf_family"], _FAMILIES))
         if not len(row):
             return row
-        entry, times = rows["ct"][row], rows["time_ns"][row]
+        entries, times = rows["ct"], rows["time_ns"][row]
         places = rows["netns"][row].astype(np.uint64) << 8 | rows["nf_family"][row]
-        has, bare = entry["present"] > 0, (entry["present"] == 0) & (entry["info"] == 0)
+        has, info = entries["present"][row] > 0, entries["info"][row]
+        bare = ~has & (info == 0)
         for place in np.unique(places[has]).tolist():
             first_ns = int(times[has & (places == place)].min())
             self._since[place] = min(first_ns, self._since.get(place, first_ns))

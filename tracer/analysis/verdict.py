@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tracer.analysis.branches import BARE, ENDS, HOP, NF_INET_LOCAL_IN
@@ -28,11 +29,13 @@ _ENDS_SAY = {
 _VERDICTS = ("delivered", "forwarded", "dropped", "consumed", "unknown")
 
 
+@lru_cache(maxsize=4096)
 def is_freed_later(location: str) -> bool:
     """Whether what was freed there had been done with before."""
     return location.partition("+")[0] in _FREED_LATER
 
 
+@lru_cache(maxsize=4096)
 def end_note(location: str) -> str:
     """What is worth telling of a packet that was freed there."""
     return _ENDS_SAY.get(location.partition("+")[0], "")
