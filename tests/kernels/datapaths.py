@@ -186,10 +186,10 @@ def service(made: Bridged, pod: Host, port: int, target: int) -> Iterator[None]:
 
 
 @contextmanager
-def straight(routed: Routed) -> Iterator[None]:
-    """What `left` sends beyond its router is addressed to the link address of `right`."""
+def addressed(routed: Routed, to: Namespace, name: str) -> Iterator[None]:
+    """What `left` sends beyond its router has the link address of device `name` in `to`."""
     left, gateway = routed.left.where, routed.left.ip4[:-1] + "1"
-    (device,) = json.loads(routed.right.where.ip("-j link show dev eth0"))
+    (device,) = json.loads(to.ip(f"-j link show dev {name}"))
     left.ip(f"neigh replace {gateway} lladdr {device['address']} dev eth0 nud permanent")
     try:
         yield
