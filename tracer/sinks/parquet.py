@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tracer.sinks.rotation import Policy
 
 JOURNAL = ".arrows"
+_BEGUN = "%Y%m%dT%H%M%S.%f"
+"""When a journal was begun, in its name; the names of one node sort by age, see rotation.behind."""
 ROW_GROUP = 1 << 15
 _ARROW_MAGIC = b"\xff\xff\xff\xff"
 """How every message of an Arrow stream begins (the continuation marker)."""
@@ -122,6 +124,11 @@ class ParquetFiles:
         except OSError as error:
             raise unwritable(self.name, error) from error
         self._convert()
+        own = self._folder.glob(f"date=*/hour=*/{os.uname().nodename}-*.parquet")
+        self._begun: datetime | None = None
+        with contextlib.suppress(ValueError):  # none yet, or somebody else named it
+            newest = max(map(_begun, own), default="")
+            self._begun = datetime.strptime(newest, _BEGUN).replace(tzinfo=timezone.utc)
 
     def encode(self, table: FlowTable) -> Piece:
         """A table as an Arrow stream of its own."""
@@ -135,8 +142,9 @@ class ParquetFiles:
         if self._file and self._policy.max_bytes and self._size >= self._policy.max_bytes:
             self.rotate()
         if self._file is None:
-            moment = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%f}"
-            name = f"{rotation.HIDDEN}{os.uname().nodename}-{moment}-{os.getpid()}{JOURNAL}"
+            self._begun = rotation.behind(datetime.now(timezone.utc), self._begun)
+            stem = f"{os.uname().nodename}-{self._begun.strftime(_BEGUN)}-{os.getpid()}"
+            name = f"{rotation.HIDDEN}{stem}{JOURNAL}"
             self._file = PieceFile(self._folder / name, _ARROW_MAGIC)
             self._size, self._opened_s = 0, time.monotonic()
         for part in piece.parts:
@@ -194,7 +202,10 @@ class ParquetFiles:
             raise
 
     def _prune(self) -> None:
-        files = sorted(self._folder.glob("date=*/hour=*/*.parquet"))
+        # Not by hour: where the clock was set back, the newest are in the hours of before.
+        files = sorted(
+            self._folder.glob("date=*/hour=*/*.parquet"), key=lambda one: (_begun(one), one)
+        )
         removed = rotation.prune(files, self._policy)
         for folder in {file.parent for file in files[:removed]}:
             with contextlib.suppress(OSError):  # not empty: others write there
@@ -203,6 +214,12 @@ class ParquetFiles:
         if removed and not self._told_removal:
             self._told_removal = True
             self._tell(f"{self.name}: old files are removed from now on")
+
+
+def _begun(file: Path) -> str:
+    """When the journal of a Parquet file was begun, by its name: sorts by age."""
+    words = file.stem.rsplit("-", 2)
+    return words[1] if len(words) == 3 else ""  # noqa: PLR2004 - node, moment, process
 
 
 class _Part:

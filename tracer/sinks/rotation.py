@@ -1,5 +1,6 @@
 """Files that gave way to a newer one: named by time, compressed a generation later, then removed.
 
+Where the clock was set back, names go on from the newest there is: they always sort by age.
 A backup is compressed when the next one comes, never while a reader may still be at its end, and
 under a name of its own that is only taken once the whole is there: killed at any moment, every
 backup is whole, compressed or not.
@@ -11,18 +12,20 @@ import contextlib
 import gzip
 import shutil
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import IO, TYPE_CHECKING
 
 from tracer.errors import TracerError
 from tracer.files import sync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 FSYNC = ("never", "rotate", "batch")
+_STAMP, _ANY_STAMP = "%Y-%m-%dT%H-%M-%S.%f", "????-??-??T??-??-??.??????"
+"""What names of backups have behind the file's, and as a pattern of glob."""
 HIDDEN = "."
 """What a name begins with while its file is not whole: readers of a directory pass it over."""
 
@@ -41,6 +44,11 @@ class Policy:
     fsync: str = "never"
     """`rotate`: a file when it is whole; `batch`: after each write, too."""
 
+    @property
+    def rotates(self) -> bool:
+        """Whether anything makes a file give way."""
+        return bool(self.max_bytes or self.max_age_s)
+
     def __post_init__(self) -> None:
         """Refuse a budget that not even one file keeps."""
         if self.budget_bytes and self.budget_bytes < 2 * (self.max_bytes or 0):
@@ -55,10 +63,27 @@ def partial(path: Path) -> Path:
     return path.with_name(f"{HIDDEN}{path.name}.part")
 
 
-def backup_name(path: Path, when_ns: int) -> Path:
-    """`flows.jsonl` → `flows-2026-11-22T21-40-00.123456.jsonl`, UTC, so that names sort by time."""
+def backup_name(path: Path, when_ns: int, older: Sequence[Path] = ()) -> Path:
+    """`flows.jsonl` → `flows-2026-11-22T21-40-00.123456.jsonl`, UTC, so that names sort by age.
+
+    Also where the clock was set back: it is named behind the last of `older`, which are sorted.
+    """
     moment = datetime.fromtimestamp(when_ns / 1e9, timezone.utc)
-    return path.with_name(f"{path.stem}-{moment:%Y-%m-%dT%H-%M-%S.%f}{path.suffix}")
+    moment = behind(moment, next(_moments(path, reversed(older)), None))
+    return path.with_name(f"{path.stem}-{moment.strftime(_STAMP)}{path.suffix}")
+
+
+def behind(moment: datetime, last: datetime | None) -> datetime:
+    """`moment`, or the next microsecond after `last` where the clock was set back since."""
+    return last + timedelta(microseconds=1) if last and last >= moment else moment
+
+
+def _moments(path: Path, files: Iterable[Path]) -> Iterator[datetime]:
+    """When backups of `path` were made, by their names."""
+    for one in files:
+        stamp = one.name[len(path.stem) + 1 :][: len(_ANY_STAMP)]
+        with contextlib.suppress(ValueError):  # somebody else named it
+            yield datetime.strptime(stamp, _STAMP).replace(tzinfo=timezone.utc)
 
 
 def backups(path: Path) -> list[Path]:
@@ -66,7 +91,7 @@ def backups(path: Path) -> list[Path]:
     found = {
         one
         for suffix in SUFFIXES.values()
-        for one in path.parent.glob(f"{_escaped(path.stem)}-????-??-??T*{path.suffix}{suffix}")
+        for one in path.parent.glob(f"{_escaped(path.stem)}-{_ANY_STAMP}{path.suffix}{suffix}")
     }
     return sorted(found, key=lambda one: one.name)
 
@@ -84,11 +109,12 @@ def shift(
     where the others cannot be compressed for want of room they stay as they are.
     """
     older = backups(path)
-    path.rename(backup_name(path, when_ns))
+    path.rename(backup_name(path, when_ns, older))
     if policy.fsync != "never":
         sync(path.parent)
+    packed = tuple(path.suffix + suffix for suffix in SUFFIXES.values() if suffix)
     for one in older:
-        if one.suffix == path.suffix and policy.compress != "none":
+        if policy.compress != "none" and not one.name.endswith(packed):
             _compress(one, policy, tell)
     return prune(backups(path), policy, new_bytes)
 

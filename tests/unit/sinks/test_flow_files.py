@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -38,7 +39,7 @@ from tracer.flow_table import (
     table,
     take,
 )
-from tracer.sinks import flow_json, hubble, line_file
+from tracer.sinks import flow_json, hubble, line_file, parquet
 from tracer.sinks.backlog import Backlog, Piece
 from tracer.sinks.flow_files import FORMATS, Request, open_flows, usual
 from tracer.sinks.json_lines import encoded
@@ -415,6 +416,75 @@ def test_the_disk_budget_holds(tmp_path, form, rows):
         most = max(most, sum(found))
     sink.close()
     assert 30_000 < most <= 90_000 + 30_000 * (form == "parquet")
+
+
+HOUR_NS = 3600 * 10**9
+
+
+@pytest.mark.parametrize("name", ["flows.jsonl", "flows"])
+@pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
+def test_a_clock_that_was_set_back_does_not_cost_the_newest_backups(
+    tmp_path, monkeypatch, name, compress
+):
+    """Nor one that goes an hour forward first; each record that is left is newer than the rest."""
+    path, now_ns = tmp_path / name, BEGIN_NS
+    monkeypatch.setattr(line_file.time, "time_ns", lambda: now_ns)
+    policy = Policy(max_bytes=20_000, max_backups=4, compress=compress)
+    for run in range(3):  # what an earlier run left has been named in another time, too
+        sink = open_flows(Request("flat", path, policy=policy), lambda _: None)
+        for index in range(10):
+            now_ns += (HOUR_NS, -5 * HOUR_NS, 0)[index % 3]
+            sink.write(flow_writer.numbered((10 * run + index) * 100, 100))
+        sink.close()
+    kept = backups(path)
+    assert len(kept) == 4
+    assert len(list(tmp_path.iterdir())) == 5
+    openers = {".gz": gzip.open, ".zst": zstandard.open}
+    numbers = []
+    for one in [*kept, path]:
+        with openers.get(one.suffix, open)(one, "rb") as file:
+            numbers += [json.loads(line)["packets"] for line in file.read().splitlines()]
+    assert numbers == list(range(numbers[0], 3000))
+    packed = [one.suffix in openers for one in kept]
+    assert packed == [compress != "none"] * 3 + [False]
+
+
+def test_parquet_of_a_clock_that_was_set_back(tmp_path, monkeypatch):
+    """Its hours are those of before, but its files are the newest."""
+
+    class Clock(datetime):
+        hours = 0
+
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromtimestamp(BEGIN_NS / 1e9, tz) + timedelta(hours=cls.hours)
+
+    monkeypatch.setattr(parquet, "datetime", Clock)
+    policy = replace(usual("parquet"), max_backups=3)
+    for number, hours in enumerate((0, 2, -30, -29, 1, 1)):
+        Clock.hours = hours
+        sink = open_flows(Request("parquet", tmp_path, policy=policy, node="n1"), lambda _: None)
+        times = Column(np.array([BEGIN_NS + hours * HOUR_NS]))
+        packets = Column(np.array([number], np.uint64))
+        sink.write(table(1, {"type": coded(["flow"]), "time": times, "packets": packets}))
+        sink.close()
+    kept = [pq.read_table(one, partitioning=None)["packets"][0].as_py()
+            for one in parquet_files(tmp_path)]  # fmt: skip
+    assert sorted(kept) == [3, 4, 5]
+
+
+def test_what_only_looks_like_a_backup_is_left_alone(tmp_path):
+    """Files of others beside it: another stem, another suffix, other names."""
+    stamp = "2026-11-22T21-40-00.123456"
+    theirs = {f"flows-{stamp}.csv", f"flows-{stamp}.gz", "flows-2026-11-22Today.jsonl", "flows-a"}
+    for name in theirs:
+        (tmp_path / name).write_text("theirs")
+    policy = Policy(max_bytes=20_000, max_backups=1, compress="gzip")
+    sink = open_flows(Request("flat", tmp_path / "flows.jsonl", policy=policy), lambda _: None)
+    for index in range(10):
+        sink.write(flow_writer.numbered(index * 100, 100))
+    sink.close()
+    assert {one.name for one in tmp_path.iterdir() if one.read_bytes() == b"theirs"} == theirs
 
 
 def test_rotation_by_age_and_on_request(tmp_path):
