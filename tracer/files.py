@@ -30,8 +30,8 @@ class PieceFile:
     between two pages: readers of such a file have to bear a torn last piece.
     """
 
-    def __init__(self, path: Path, magic: bytes) -> None:
-        """Open `path` anew; it may be a pipe or a device.
+    def __init__(self, path: Path, magic: bytes, *, keep: bool = False) -> None:
+        """Open `path` anew, or `keep` what it holds; it may be a pipe or a device.
 
         TracerError when it cannot be written, when another process writes it, and when it is
         a file that does not begin with `magic`: what we did not make is not overwritten.
@@ -44,6 +44,8 @@ class PieceFile:
         self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         if self._regular:
             self._take_over(magic)
+            if not keep:
+                os.ftruncate(self._fd, 0)
 
     def append(self, piece: bytes) -> None:
         """Write `piece` whole; NoRoomError where it does not fit, TracerError for other refusals.
@@ -81,7 +83,6 @@ class PieceFile:
             raise TracerError(
                 f"{self.name}: exists and holds something else", "remove it, or name another file"
             )
-        os.ftruncate(self._fd, 0)
 
 
 def open_for_append(path: Path) -> int:

@@ -9,10 +9,13 @@ import time
 from datetime import datetime, timezone
 
 import pytest
-from lab import runner
+from lab import captures, runner
 from lab.expect import udp
 from lab.rules import nft
+from lab.shell import until
 from lab.traffic import new_port, send_udp
+
+from tracer.sinks.rotation import backups
 
 COUNT = 7
 FLOOD = 200_001
@@ -68,6 +71,22 @@ def test_summary_adds_up(cluster, cri_env, number):
     assert summary["drop.location"].startswith("__udp4_lib_rcv+")
     assert (summary["k8s.pod.namespace"], summary["k8s.pod.name"]) == ("shop", "web-0")
     assert not any(end["lost"].values())
+
+
+def test_captures_rotate_by_age(cluster, cri_env, tmp_path):
+    """What came before is in a capture of its own; all packets are in one of them."""
+    port, path = new_port(), tmp_path / "lost.pcapng"
+    options = ("--write", str(path), "--file-max-age", "300ms", "-o", "json")
+    with runner.running("drops", only(port), *options, env=cri_env) as live:
+        watch = runner.watch(live)
+        send_udp(cluster.client.where, (cluster.web.ip4, port), COUNT)
+        until(lambda: backups(path), "a backup")
+        send_udp(cluster.client.where, (cluster.web.ip4, port), 5)
+        watch.expect(COUNT + 5, {"type": "drop"})
+        done = live.stop()
+    assert done.code == 0, done.err
+    found = [row for one in [*backups(path), path] for row in captures.rows(one, "udp.dstport")]
+    assert found == [[str(port)]] * (COUNT + 5)
 
 
 def test_time_is_the_time_of_the_drop(cluster, drops):

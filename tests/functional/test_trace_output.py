@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
-import subprocess
 from contextlib import contextmanager
 
 import pytest
-from lab import rules, runner, ways
+from lab import captures, rules, runner, ways
 from lab.leftovers import netfilter_links
 from lab.namespaces import node
 from lab.shell import run, until
 from lab.traffic import new_port, send_numbered, tcp_listener, udp_listener
+
+from tracer.sinks.rotation import backups
 
 COUNT = 7
 COLUMNS = 120
@@ -237,26 +237,22 @@ def test_hubble(cluster, cri_env):
         assert flow["destination"]["pod_name"] == "web-0"
 
 
-def test_capture_is_read_by_tshark(routed, cri_env, tmp_path):
-    """Every hop of every packet is in the file, and nothing in it is strange to Wireshark."""
-    if not shutil.which("tshark"):
-        pytest.skip("tshark is not installed")
+@pytest.mark.parametrize("asked", [(), ("--file-max-size", "4k", "--file-compress", "gzip")])
+def test_capture_is_read_by_tshark(routed, cri_env, tmp_path, asked):
+    """Every hop of every packet is in the file or files, and nothing is strange to Wireshark."""
     port, path = new_port(), tmp_path / "way.pcapng"
-    with tracing(cri_env, f"udp port {port}", "-o", "json", "--write", str(path)) as live:
+    with tracing(cri_env, f"udp port {port}", "-o", "json", "--write", str(path), *asked) as live:
         deliver(routed, port, COUNT)
     fields = ("frame.packet_id", "frame.interface_name", "frame.comment", "udp.dstport")
-    argv = ["tshark", "-n", "-r", str(path), "-T", "fields"]
-    for field in fields:
-        argv += ["-e", field]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    problems = [line for line in done.stderr.splitlines() if "Running as user" not in line]
-    assert (done.returncode, problems) == (0, [])
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert {row[3] for row in rows} == {str(port)}
-    assert {row[1] for row in rows} == {"eth0", "to-left", "to-right"}
-    assert len({row[0] for row in rows}) == COUNT
-    assert len(rows) >= sum(len(ways.told(record)) for record in packets(live))
-    assert any("nf ip FORWARD" in row[2] for row in rows)
+    files = [*backups(path), path]
+    found = [row for file in files for row in captures.rows(file, *fields)]
+    assert {row[3] for row in found} == {str(port)}
+    assert {row[1] for row in found} == {"eth0", "to-left", "to-right"}
+    assert len({row[0] for row in found}) == COUNT
+    assert len(found) >= sum(len(ways.told(record)) for record in packets(live))
+    assert any("nf ip FORWARD" in row[2] for row in found)
+    assert (len(files) > 3) == bool(asked)
+    assert {file.suffix for file in files} == ({".pcapng", ".gz"} if asked else {".pcapng"})
 
 
 @pytest.mark.parametrize(
@@ -273,6 +269,8 @@ def test_capture_is_read_by_tshark(routed, cri_env, tmp_path):
         (("--snaplen", "9000"), "9000"),
         (("-o", "xml"), "xml"),
         (("--write", "/no/such/directory/x.pcapng"), "/no/such/directory"),
+        (("--file-max-size", "1M"), "--file-"),
+        (("--write", "x.pcapng", "--file-max-backups", "3"), "--file-max-backups"),
         (("--record", "/no/such/directory/x"), "/no/such/directory"),
     ],
 )

@@ -1,13 +1,15 @@
 """Options from the command line, the environment and a file: who wins, and what is a mistake."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
 
-from tracer.commands import flow_options
+from tracer.commands import file_options, flow_options
 from tracer.commands.options import duration_s
 from tracer.config import with_config
 from tracer.errors import TracerError
+from tracer.sinks.pcapng import CAPTURE
 
 
 def options(argv=(), environment=(), text=None, tmp_path=None):
@@ -149,7 +151,7 @@ def test_a_command_without_config_is_left_alone():
     [("10", 10), ("10k", 10_000), ("10MB", 10_000_000), ("64MiB", 64 << 20), ("1.5g", 15 * 10**8)],
 )
 def test_sizes(text, size):
-    assert flow_options.size_bytes(text) == size
+    assert file_options.size_bytes(text) == size
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_durations(text, seconds):
 @pytest.mark.parametrize("text", ["", "0", "x", "-1", "10X", "M"])
 def test_what_is_no_size_is_told(text):
     with pytest.raises(TracerError):
-        flow_options.size_bytes(text)
+        file_options.size_bytes(text)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +176,35 @@ def test_options_of_files_need_a_file(asked):
     assert caught.value.hint == "--write PATH"
     assert flow_options.request(options([*asked, "--write", "x"]), "n1").path is not None
     assert flow_options.request(options(), "n1").path is None
+
+
+def capture(*argv):
+    """What becomes of the file of `--write`, by the options of `drops` and `trace`."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--write")
+    file_options.add_capture_rotation(parser)
+    return file_options.rotation_policy(parser.parse_args(argv), CAPTURE)
+
+
+def test_a_capture_is_one_file_unless_it_is_to_rotate():
+    assert capture() == CAPTURE
+    assert capture("--write", "x", "--fsync", "batch") == replace(CAPTURE, fsync="batch")
+    asked = capture("--write", "x", "--file-max-size", "1M", "--file-max-backups", "3")
+    assert (asked.max_bytes, asked.max_backups, asked.rotates) == (1_000_000, 3, True)
+    assert capture("--write", "x", "--file-max-age", "1h", "--file-compress", "zstd").rotates
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--file-max-size", "1M"], "--write PATH"),
+        (["--fsync", "batch"], "--write PATH"),
+        (["--write", "x", "--file-max-backups", "3"], "--file-max-size or --file-max-age"),
+        (["--write", "x", "--file-compress", "gzip"], "--file-max-size or --file-max-age"),
+        (["--write", "x", "--file-max-total", "1G", "--file-max-age", "1h"], "--file-max-size"),
+    ],
+)
+def test_what_captures_cannot_keep_is_told(argv, hint):
+    with pytest.raises(TracerError) as caught:
+        capture(*argv)
+    assert caught.value.hint == hint

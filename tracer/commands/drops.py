@@ -22,6 +22,7 @@ from tracer.analysis.rule_fields import told_by_rules
 from tracer.attribution.naming import RuleNaming, rule_naming
 from tracer.commands import options
 from tracer.commands.drop_counts import DropCounts
+from tracer.commands.file_options import add_capture_rotation, open_capture
 from tracer.commands.metrics import add_metrics, health, open_metrics
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode, TracerError
@@ -35,7 +36,6 @@ from tracer.layout import layout
 from tracer.recording import Recorder
 from tracer.session import ONE, Session, say
 from tracer.sinks import open_sink
-from tracer.sinks.pcapng import Pcapng
 
 if TYPE_CHECKING:
     import argparse
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tracer.model import Record
     from tracer.recording.rules import EventKey
     from tracer.sinks import Sink
+    from tracer.sinks.pcapng import Pcapng
 
 TICK_S = 1.0
 """How often losses and counts are looked at."""
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="keep everything, for `tracer show FILE`"
     )
+    add_capture_rotation(parser)
     options.add_rules(parser, default="read")
     add_metrics(parser)
     options.add_run_options(parser)
@@ -181,6 +183,12 @@ class Drops:
             del record["drop.stack"]
         return record
 
+    def tick(self) -> None:
+        """To be called now and then: tells losses, and rotates by age."""
+        self.tell_losses()
+        if self._capture:
+            self._capture.tick()
+
     def tell_losses(self) -> None:
         """Report what was lost since the last look."""
         own = self._rules.losses if self._rules else {}
@@ -252,7 +260,7 @@ def _follow(
             session.wait(PACE_S)
         drops.show_named()
         if time.monotonic() - tick_s >= TICK_S:
-            drops.tell_losses()
+            drops.tick()
             counts.take(drops.shown)
             tick_s = time.monotonic()
     session.loaded.detach()
@@ -274,7 +282,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     selection = options.pod_selection(args)
     metrics = open_metrics(args)
     sink = open_sink(args.output, None)
-    capture = Pcapng(args.write) if args.write else None
+    capture = open_capture(args)
     asked = {"command": "drops", "filter": args.filter, "rules": args.rules}
     recorder = Recorder(args.record, asked) if args.record else None
     cluster = options.cluster(args)

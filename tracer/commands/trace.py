@@ -31,6 +31,7 @@ from tracer.analysis.verdict import duration_ns
 from tracer.attribution.held import HeldPaths
 from tracer.attribution.naming import rule_naming
 from tracer.commands import options
+from tracer.commands.file_options import add_capture_rotation, open_capture
 from tracer.commands.services import add_service, with_service
 from tracer.errors import ExitCode
 from tracer.explaining import Explainer
@@ -42,7 +43,6 @@ from tracer.layout import hop_dtype, layout
 from tracer.recording import Recorder
 from tracer.session import Session, say
 from tracer.sinks import open_sink
-from tracer.sinks.pcapng import Pcapng
 from tracer.tc_reading import TcReader
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_service(parser)
     options.add_path_selection(parser)
     options.add_path_output(parser)
+    add_capture_rotation(parser)
     options.add_rules(parser, default=options.NO_RULES)
     options.add_standby(parser)
     options.add_run_options(parser)
@@ -115,7 +116,7 @@ class Outputs:
     def __init__(self, args: argparse.Namespace, stack: ExitStack) -> None:
         """Open what was asked for, to be closed with `stack`; TracerError for a bad path."""
         self.sink = open_sink("brief" if args.brief else args.output, None)
-        self.capture = Pcapng(args.write) if args.write else None
+        self.capture = open_capture(args)
         self.recorder = None
         if args.record:
             asked = {"command": "trace", "filter": args.filter, "rules": args.rules or "off"}
@@ -244,6 +245,13 @@ class Trace:
         slow_s: float | None = self._args.slow
         return slow_s is None or duration_ns(path, context) > slow_s * 1e9
 
+    def tick(self) -> None:
+        """Tell losses, write what is complete, and rotate by age."""
+        self.tell_losses()
+        self.write()
+        if self._outputs.capture:
+            self._outputs.capture.tick()
+
     def tell_losses(self) -> None:
         """Report what was lost since the last look."""
         own = self._rules.losses if self._rules else {}
@@ -292,8 +300,7 @@ def _follow(session: Session, args: argparse.Namespace, trace: Trace) -> None:
         trace.whole_since_ns = behind.whole_since_ns
         if chosen:
             session.wait(PACE_S)
-        trace.tell_losses()
-        trace.write()
+        trace.tick()
     session.loaded.detach()
     behind.close()
     trace.read()

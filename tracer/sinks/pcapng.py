@@ -10,14 +10,19 @@ ends the writer, the file holds whole blocks. Why, is told in line_file.
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from tracer import __version__
-from tracer.files import PAGE_BYTES, PieceFile
+from tracer.errors import TracerError
+from tracer.files import PAGE_BYTES, NoRoomError, PieceFile, sync, unwritable
+from tracer.sinks import rotation
+from tracer.sinks.rotation import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from tracer.model import DeviceKey, Frame
@@ -36,39 +41,149 @@ _PADDING = 0x80000001
 _LEAST_BLOCK = 12
 
 
-class Pcapng:
-    """One capture file, written as the frames come."""
+CAPTURE = Policy(max_bytes=None, max_backups=None)
+"""What is usual for captures: one file, and of those that rotate none is removed."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin the file; TracerError when it cannot be written, or holds something else."""
-        self._file = PieceFile(path, MAGIC)
+
+class Pcapng:
+    """A capture, written as the frames come: one file, or several that are captures of their own.
+
+    By a policy that rotates, what exists becomes a backup, and a new file takes the path when its
+    section header is there: whatever ends the writer, `path` is a capture, or not there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        policy: Policy = CAPTURE,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Begin a file; TracerError when it cannot be written, or holds something else."""
+        self.name = str(path)
+        self._path, self._policy, self._tell = path, policy, tell
+        self._told_removal = False
+        self._file: PieceFile | None = None
         self._interfaces: dict[tuple[DeviceKey, str, str], int] = {}
-        section = struct.pack("<IHHQ", _BYTE_ORDER, 1, 0, _LENGTH_UNKNOWN)
-        maker = _option(_SHB_USERAPPL, f"tracer {__version__}".encode())
-        self._size = 0
-        self._append([_block(_SECTION, section, maker)])
+        self._size = self._head_bytes = len(_section())
+        self._opened_s = time.monotonic()
+        if policy.rotates:
+            self._resume()
+            self._begin()
+        else:
+            self._file = PieceFile(path, MAGIC)
+            self._file.append(_section())
 
     def write(self, frames: Iterable[Frame]) -> None:
-        """Write a batch; TracerError when there is no room."""
-        made: list[bytes] = []
+        """Write a batch, to each file at once; TracerError when there is no room."""
+        made = bytearray()
         for frame in frames:
-            # A device that has changed its name or its pod is another interface.
-            key = (frame.device, frame.name, frame.description)
-            index = self._interfaces.get(key)
-            if index is None:
-                index = self._interfaces[key] = len(self._interfaces)
-                made.append(_interface(frame))
-            made.append(_packet(frame, index))
+            piece = self._piece(frame, len(made))
+            if self._is_too_much(len(made), len(piece)):
+                self._append(made)
+                made.clear()
+                self._begin()
+                piece = self._piece(frame, 0)
+            made += piece
         self._append(made)
 
-    def close(self) -> None:
-        """Close the file; everything is written already."""
-        self._file.close()
+    def tick(self) -> None:
+        """To be called now and then: begins a new file if this one is old enough."""
+        most_s = self._policy.max_age_s
+        if most_s and time.monotonic() - self._opened_s >= most_s:
+            if not self._has_packets(0):
+                self._opened_s = time.monotonic()
+                return
+            # Where there is no room, the next write tries again, and says so.
+            with contextlib.suppress(NoRoomError):
+                self._begin()
 
-    def _append(self, made: Sequence[bytes]) -> None:
-        piece = paged(made, self._size)
-        self._file.append(piece)
-        self._size += len(piece)
+    def close(self) -> None:
+        """Close the file; everything is written already. May be called twice."""
+        if self._file:
+            self._sync("rotate", "batch")
+            self._file.close()
+            self._file = None
+
+    def _resume(self) -> None:
+        if self._path.exists() and not self._path.is_file():
+            raise TracerError(f"{self.name}: not a file that rotates", "leave out --file-max-…")
+        try:
+            rotation.resume(self._path)
+        except OSError as error:
+            raise unwritable(self.name, error) from error
+
+    def _begin(self) -> None:
+        """Begin a file under a hidden name, and have it take the path."""
+        grows = rotation.partial(self._path)
+        fresh = PieceFile(grows, MAGIC)
+        try:
+            fresh.append(_section())
+            self._replace(grows)
+        except BaseException:
+            fresh.close()
+            grows.unlink(missing_ok=True)
+            raise
+        if self._file:
+            self._file.close()
+        fresh.name = self.name
+        self._file = fresh
+        self._interfaces = {}
+        self._size = self._head_bytes
+        self._opened_s = time.monotonic()
+
+    def _replace(self, grows: Path) -> None:
+        """Make a backup of what is at the path, if it has packets, and put `grows` there."""
+        try:
+            there = self._path.exists()
+            # Locked one after the other: of two tracers one is refused, whenever they come.
+            if there and self._file is None:
+                self._file = PieceFile(self._path, MAGIC, keep=True)
+            if there and self._path.stat().st_size > len(_section()):
+                self._give_way()
+            grows.rename(self._path)
+        except OSError as error:
+            raise unwritable(self.name, error) from error
+
+    def _give_way(self) -> None:
+        self._sync("rotate", "batch")
+        removed = rotation.shift(self._path, time.time_ns(), self._policy, self._tell)
+        if removed and not self._told_removal:
+            self._told_removal = True
+            self._tell(f"{self.name}: old backups are removed from now on")
+
+    def _piece(self, frame: Frame, waiting_bytes: int) -> bytes:
+        """Blocks of a frame for behind so many bytes that are not written yet."""
+        blocks = []
+        # A device that has changed its name or its pod is another interface.
+        key = (frame.device, frame.name, frame.description)
+        index = self._interfaces.get(key)
+        if index is None:
+            index = self._interfaces[key] = len(self._interfaces)
+            blocks.append(_interface(frame))
+        blocks.append(_packet(frame, index))
+        return paged(blocks, self._size + waiting_bytes)
+
+    def _has_packets(self, waiting_bytes: int) -> bool:
+        return self._size + waiting_bytes > self._head_bytes
+
+    def _is_too_much(self, waiting_bytes: int, piece_bytes: int) -> bool:
+        most = self._policy.max_bytes
+        return (
+            most is not None
+            and self._has_packets(waiting_bytes)
+            and self._size + waiting_bytes + piece_bytes > most
+        )
+
+    def _append(self, made: bytearray) -> None:
+        if made and self._file:
+            self._file.append(bytes(made))
+            self._size += len(made)
+            self._sync("batch")
+
+    def _sync(self, *when: str) -> None:
+        """Wait for the disk, if the policy is one of `when`."""
+        if self._policy.fsync in when and self._path.is_file():
+            sync(self._path)
 
 
 def paged(made: Sequence[bytes], at_bytes: int) -> bytes:
@@ -85,6 +200,11 @@ def paged(made: Sequence[bytes], at_bytes: int) -> bytes:
             data += _block(_PADDING, bytes(room - _LEAST_BLOCK))
         data += block
     return bytes(data)
+
+
+def _section() -> bytes:
+    body = struct.pack("<IHHQ", _BYTE_ORDER, 1, 0, _LENGTH_UNKNOWN)
+    return _block(_SECTION, body, _option(_SHB_USERAPPL, f"tracer {__version__}".encode()))
 
 
 def _interface(frame: Frame) -> bytes:

@@ -22,7 +22,7 @@ import numpy as np
 from tracer.flow_table import Column, coded, constant, table
 from tracer.model import Frame
 from tracer.sinks.flow_files import Request, open_flows, usual
-from tracer.sinks.pcapng import Pcapng
+from tracer.sinks.pcapng import CAPTURE, Pcapng
 
 ROWS = 120
 EACH = 1_000_000
@@ -53,7 +53,8 @@ def policy_of(form, words):
     """`max_bytes=1000 compress=gzip` → a Policy."""
     pairs = dict(word.split("=") for word in words)
     given = {name: int(value) if value.isdigit() else value for name, value in pairs.items()}
-    return replace(usual(form), max_backups=None, **given)
+    usually = CAPTURE if form == "pcapng" else usual(form)
+    return replace(usually, max_backups=None, **given)
 
 
 def frames(first, rows=ROWS):
@@ -64,14 +65,18 @@ def frames(first, rows=ROWS):
     ]
 
 
+def opened(request, first):
+    if request.format != "pcapng":
+        return open_flows(request, lambda _: None)
+    # A capture that does not rotate cannot be gone on with: each writer has its own.
+    own = request.path.with_name(f"{first}.pcapng")
+    path = request.path if request.policy.rotates else own
+    return Pcapng(path, request.policy)
+
+
 def write_forever(request, first, told):
-    if request.format == "pcapng":
-        # A capture cannot be gone on with: each writer has its own.
-        sink = Pcapng(request.path.with_name(f"{first}.pcapng"))
-        made = frames
-    else:
-        sink = open_flows(request, lambda _: None)
-        made = numbered
+    sink = opened(request, first)
+    made = frames if request.format == "pcapng" else numbered
     written = 0
     while True:
         sink.write(made(first + written))
@@ -111,8 +116,8 @@ def main():
         written = killed(request, index * EACH, random.uniform(*MOMENTS_S))  # noqa: S311 - no secret
         print(json.dumps([index, written]), flush=True)
         sys.stdin.readline()  # whoever reads the files meanwhile says when to go on
-    if form != "pcapng":
-        open_flows(request, lambda _: None).close()
+    if request.policy.rotates:
+        opened(request, 0).close()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from disks import small_disk
 from flow_tables import table_of
 from google.protobuf import json_format
 from hypothesis import given, settings
@@ -567,17 +567,6 @@ def test_two_writers_of_one_file_are_refused_or_apart(tmp_path, form):
     with pytest.raises(TracerError, match="another tracer writes it"):
         open_flows(Request(form, tmp_path / "flows"), print)
     first.close()
-
-
-@contextmanager
-def small_disk(path, size):
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def numbers_of(form, path):

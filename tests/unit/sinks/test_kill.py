@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from tracer.sinks.pcapng import MAGIC
+
 HERE = Path(__file__).parent
 KILLS = 25
-"""For each of five formats: more than a hundred."""
+"""For each of five formats, one of them twice: more than a hundred."""
 PACKET_BLOCK = 6
 _OPENERS = {".gz": gzip.open, ".zst": zstandard.open}
 
@@ -61,7 +63,9 @@ def read_parquet(path):
 
 
 def read_pcapng(path):
-    content, at, found = path.read_bytes(), 0, []
+    with _OPENERS.get(path.suffix, open)(path, "rb") as file:
+        content, at, found = file.read(), 0, []
+    assert content.startswith(MAGIC), "no section header"
     while at < len(content):
         kind, size = struct.unpack_from("<II", content, at)
         assert content[at + size - 4 : at + size] == struct.pack("<I", size), "half a block"
@@ -100,6 +104,7 @@ def numbers(form, path, known):
         ("parquet", ["max_bytes=200000"]),
         ("hubble", ["max_bytes=400000"]),
         ("pcapng", []),
+        ("pcapng", ["max_bytes=300000", "compress=gzip"]),
     ],
 )
 def test_killed_under_load(tmp_path, form, policy):

@@ -1,13 +1,18 @@
 """Capture files: tshark and capinfos read them without a complaint, and find everything in them."""
 
+import gzip
+import os
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from socket import inet_aton
 
 import flow_writer
 import numpy as np
 import pytest
+import zstandard
+from disks import small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,11 +21,12 @@ from tracer.analysis.drops import Context
 from tracer.analysis.frames import frames, path_frames
 from tracer.analysis.paths import Assembler
 from tracer.errors import TracerError
-from tracer.files import PAGE_BYTES
+from tracer.files import PAGE_BYTES, NoRoomError
 from tracer.layout import layout
 from tracer.model import Device, Namespace, Node, Pod
 from tracer.sinks import pcapng
-from tracer.sinks.pcapng import Pcapng, paged
+from tracer.sinks.pcapng import CAPTURE, Pcapng, paged
+from tracer.sinks.rotation import backups
 
 NODE_NETNS, POD_NETNS, PLAIN_NETNS = 4026531833, 4026532001, 4026532002
 WEB = Pod("u1", "shop", "web-1", POD_NETNS, addresses=("10.244.0.5",))
@@ -46,6 +52,7 @@ CONTEXT = Context(
 )
 HOP = layout().enums["hop"]
 MAC = bytes.fromhex("020000000002") + bytes.fromhex("020000000001")
+ROTATING = replace(CAPTURE, max_bytes=20_000)
 FIELDS = (
     "frame.time_epoch", "frame.interface_name", "frame.interface_description", "frame.comment",
     "frame.len", "frame.cap_len", "frame.packet_id", "ip.dst", "udp.dstport", "eth.src",
@@ -223,6 +230,154 @@ def test_each_batch_is_one_write(tmp_path, monkeypatch):
     monkeypatch.setattr(sink._file, "append", writes.append)
     sink.write(frames("hops", hops(), CONTEXT))
     assert [len(list(blocks(piece))) for piece in writes] == [5 + 4]
+
+
+def rotated(path, policy, packets, said=None):
+    """All files of a capture of so many numbered packets, oldest first."""
+    sink = Pcapng(path, replace(CAPTURE, **policy), [].append if said is None else said.append)
+    for first in range(0, packets, 77):
+        sink.write(flow_writer.frames(first, min(77, packets - first)))
+    sink.close()
+    return [*backups(path), path]
+
+
+def unpacked(path):
+    """The file itself, or a plain one of what it holds."""
+    opener = {".gz": gzip.open, ".zst": zstandard.open}.get(path.suffix)
+    if opener is None:
+        return path
+    plain = path.parent / "unpacked" / path.with_suffix("").name
+    plain.parent.mkdir(exist_ok=True)
+    with opener(path, "rb") as file:
+        plain.write_bytes(file.read())
+    return plain
+
+
+@pytest.mark.parametrize(("compress", "suffix"), [("none", ""), ("gzip", ".gz"), ("zstd", ".zst")])
+def test_each_file_of_many_is_a_capture_of_its_own(tmp_path, compress, suffix):
+    policy = {"max_bytes": 30_000, "compress": compress}
+    files = rotated(tmp_path / "c.pcapng", policy, 1_001)
+    assert len(files) > 5
+    assert all(one.name.endswith(f".pcapng{suffix}") for one in files[:-2])
+    assert all(one.suffix == ".pcapng" for one in files[-2:])
+    found = []
+    for plain in map(unpacked, files):
+        assert 10_000 < plain.stat().st_size <= 30_000 or plain == files[-1]
+        kinds = [kind for kind, _ in blocks(plain.read_bytes())]
+        assert kinds[0] == 0x0A0D0D0A
+        assert kinds.count(0x0A0D0D0A) == kinds.count(1) == 1
+        fields = ("-e", "frame.time_epoch", "-e", "frame.interface_name")
+        found += run("tshark", "-n", "-r", str(plain), "-T", "fields", *fields)
+    assert found == [f"{number / 1e9:.9f}\teth0" for number in range(1_001)]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("packets", [1_001, 3_003])
+def test_the_disk_budget_of_captures_holds(tmp_path, packets):
+    said = []
+    files = rotated(tmp_path / "c", {"max_bytes": 20_000, "budget_bytes": 60_000}, packets, said)
+    assert 30_000 < sum(one.stat().st_size for one in files) <= 60_000
+    assert said == [f"{tmp_path}/c: old backups are removed from now on"]
+    files = rotated(tmp_path / "d", {"max_bytes": 20_000, "max_backups": 2}, packets)
+    assert len(files) == 3
+
+
+def test_a_packet_that_is_more_than_a_file_has_one(tmp_path):
+    assert len(rotated(tmp_path / "c", {"max_bytes": 1}, 11)) == 11
+
+
+def test_a_capture_rotates_by_age_but_not_while_it_is_empty(tmp_path, monkeypatch):
+    now_s = 0.0
+    monkeypatch.setattr(pcapng.time, "monotonic", lambda: now_s)
+    path = tmp_path / "c.pcapng"
+    sink = Pcapng(path, replace(CAPTURE, max_age_s=60))
+    for frames_before, now_s, expected in ((0, 61, 0), (7, 120, 0), (0, 122, 1), (5, 181, 1)):  # noqa: B007 - read by the lambda
+        sink.write(flow_writer.frames(0, frames_before))
+        sink.tick()
+        assert len(backups(path)) == expected
+    sink.close()
+    counts = [[kind for kind, _ in blocks(one.read_bytes())].count(6)
+              for one in (*backups(path), path)]  # fmt: skip
+    assert counts == [7, 5]
+
+
+def test_what_was_there_becomes_a_backup(tmp_path):
+    """Of a capture that rotates; not what holds no packet, nor what is no capture."""
+    path = tmp_path / "c.pcapng"
+    before = capture(path).read_bytes()
+    for _ in range(3):
+        Pcapng(path, ROTATING).close()
+    assert [one.read_bytes() for one in backups(path)] == [before]
+    path.write_bytes(b"")
+    Pcapng(path, ROTATING).close()
+    assert len(backups(path)) == 1
+    path.write_text("mine")
+    with pytest.raises(TracerError, match="holds something else"):
+        Pcapng(path, ROTATING)
+    assert path.read_text() == "mine"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_two_tracers_do_not_rotate_one_capture(tmp_path):
+    path = tmp_path / "c.pcapng"
+    for first, second in ((ROTATING, ROTATING), (ROTATING, CAPTURE), (CAPTURE, ROTATING)):
+        sink = Pcapng(path, first)
+        with pytest.raises(TracerError, match="another tracer writes it"):
+            Pcapng(path, second)
+        sink.write(flow_writer.frames(0, 300))
+        sink.close()
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_a_pipe_takes_one_capture_and_does_not_rotate(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(TracerError, match="not a file that rotates"):
+        Pcapng(path, ROTATING)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = Pcapng(path, replace(CAPTURE, fsync="batch"))
+    sink.write(flow_writer.frames(0, 7))
+    sink.close()
+    assert len([kind for kind, _ in blocks(os.read(reader, 1 << 16)) if kind == 6]) == 7
+    os.close(reader)
+
+
+@pytest.mark.parametrize("policy", [{}, {"max_bytes": 5_000}])
+@pytest.mark.parametrize("fsync", ["never", "rotate", "batch"])
+def test_the_disk_is_waited_for_as_asked(tmp_path, monkeypatch, policy, fsync):
+    waited = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    sink = Pcapng(tmp_path / "c", replace(CAPTURE, fsync=fsync, **policy))
+    sink.write(flow_writer.frames(0, 7))
+    assert (len(waited) > 0) == (fsync == "batch")
+    waited.clear()
+    sink.close()
+    assert (len(waited) > 0) == (fsync != "never")
+
+
+def test_a_capture_that_somebody_moved_away_stays_there(tmp_path):
+    path = tmp_path / "c"
+    sink = Pcapng(path, ROTATING)
+    sink.write(flow_writer.frames(0, 7))
+    path.rename(tmp_path / "moved")
+    sink.write(flow_writer.frames(0, 300))
+    sink.close()
+    assert path.exists()
+    for one in tmp_path.iterdir():
+        assert next(blocks(one.read_bytes()))[0] == 0x0A0D0D0A
+
+
+def test_a_full_disk_leaves_whole_captures(tmp_path):
+    with small_disk(tmp_path, "128k"):
+        path = tmp_path / "c"
+        sink = Pcapng(path, ROTATING)
+        with pytest.raises(NoRoomError, match=f"{path}: no space left"):
+            sink.write(flow_writer.frames(0, 9_999))
+        sink.close()
+        assert not list(tmp_path.glob(".*"))
+        for one in (*backups(path), path):
+            content = one.read_bytes()
+            assert sum(len(block) for _, block in blocks(content)) == len(content) > 0
 
 
 def test_what_we_did_not_make_is_not_overwritten(tmp_path):
