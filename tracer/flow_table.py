@@ -191,6 +191,17 @@ def constant(text: str, rows: int) -> Column:
     return Column(np.zeros(rows, np.int32), (text,))
 
 
+def powers_text(powers: Iterable[tuple[int, int]]) -> str:
+    """A histogram as records have it, `4096:7,8192:1`: power of two, how many up to the next."""
+    return ",".join(f"{power}:{count}" for power, count in powers if count)
+
+
+def powers_of(text: str) -> dict[int, int]:
+    """What `powers_text` has written: power of two → how many."""
+    pairs = (one.split(":") for one in text.split(",") if one)
+    return {int(power): int(count) for power, count in pairs}
+
+
 def lost_table(source: str, count: int, node: str, time_ns: int) -> FlowTable:
     """One record that says that `count` of `source` are missing."""
     times = Column(np.array([time_ns], np.int64))

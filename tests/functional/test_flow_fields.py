@@ -144,6 +144,25 @@ def test_round_trip_times(cluster, flows):
         assert told(done.records, "tcp.rtt_ns", direction="ingress", **here) == []
 
 
+def test_round_trip_times_of_a_sum(cluster, flows):
+    """Of three connections one record at each end, whose round trips are their mean."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    options = ("--interval", "1m", "--aggregate", "dst.port")
+    with tcp_listener(web.where, port) as listener, flows(*options) as live:
+        for _ in range(3):
+            converse(client.where, (web.ip4, port), listener)
+        done = live.stop()
+    about = {"dst.port": port, "verdict": "forwarded"}
+    (sent,), (got,) = (
+        [r for r in done.records if runner.matches(r, {**about, "direction": direction})]
+        for direction in ("egress", "ingress")
+    )
+    assert min(sent["packets"], got["packets"]) > 3
+    assert 0 < sent["tcp.rtt_ns"] < 10**10
+    assert 0 < min(sent["tcp.handshake_ns"], got["tcp.handshake_ns"]) < 10**10
+    assert "tcp.rtt_ns" not in got
+
+
 def test_retransmits(cluster, flows):
     """As many as the kernel's own counter has grown by."""
     port, client, web = new_port(), cluster.client, cluster.web
@@ -375,17 +394,25 @@ def test_what_dies_has_the_number_of_its_flow(cluster, flows):
             assert_has(record, {**ends, "conntrack.direction": "original"})
 
 
-def test_time_across_the_node(cluster, flows):
-    """Some of 21 datagrams are timed: count, sum, maximum and histogram agree."""
+@pytest.mark.parametrize(("senders", "options"), [(1, ()), (3, ("--aggregate", "dst.port"))])
+def test_time_across_the_node(cluster, flows, senders, options):
+    """Some of 21 datagrams are timed: count, sum, maximum and histogram agree, in a sum too."""
     port, client, web = new_port(), cluster.client, cluster.web
-    with udp_listener(web.where, port), flows("--interval", "1m") as live:
-        with client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            for _ in range(21):
-                sender.sendto(b"x", (web.ip4, port))
-                time.sleep(0.02)
+    with (
+        udp_listener(web.where, port),
+        flows("--interval", "1m", *options) as live,
+        ExitStack() as stack,
+    ):
+        sockets = [
+            stack.enter_context(client.where.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            for _ in range(senders)
+        ]
+        for number in range(21):
+            sockets[number % senders].sendto(b"x", (web.ip4, port))
+            time.sleep(0.02)
         done = live.stop()
-    about = {"dst.port": port, "netns": web.where.inode, "direction": "ingress"}
-    timed = next(r for r in done.records if runner.matches(r, about))
+    about = {"dst.port": port, "direction": "ingress", "verdict": "forwarded"}
+    (timed,) = (r for r in done.records if runner.matches(r, about))
     assert timed["packets"] == 21
     assert 0 < timed["transit.count"] <= 21
     buckets = [map(int, one.split(":")) for one in timed["transit.histogram"].split(",")]

@@ -8,7 +8,16 @@ import numpy as np
 
 from tracer.analysis.packet import TCP_FLAGS
 from tracer.errors import TracerError
-from tracer.flow_table import FIELDS, Column, FlowTable, coded, known_fields, table
+from tracer.flow_table import (
+    FIELDS,
+    Column,
+    FlowTable,
+    coded,
+    known_fields,
+    powers_of,
+    powers_text,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,10 +53,19 @@ _COUNTS = (
     "packets", "bytes", "tcp.retransmits", "tcp.resets", "tcp.zero_windows", "transit.count",
     "transit.sum_ns",
 )  # fmt: skip
-_SUMS = (*_COUNTS, *(f"flow.reverse.{name}" for name in _COUNTS), "count")
-_EARLIEST, _LATEST = ("time",), ("end_time", "sample.rate")
-_FLAGS = "tcp.flags", "flow.reverse.tcp.flags"
-_MADE = {*_SUMS, *_EARLIEST, *_LATEST, *_FLAGS}
+_BACK = "flow.reverse."
+_SUMS = (*_COUNTS, *(f"{_BACK}{name}" for name in _COUNTS), "count")
+_EARLIEST = ("time",)
+_LARGEST = ("end_time", "sample.rate", "transit.max_ns", f"{_BACK}transit.max_ns")
+_FLAGS = "tcp.flags", f"{_BACK}tcp.flags"
+_HISTOGRAMS = "transit.histogram", f"{_BACK}transit.histogram"
+_MEANS = {
+    "tcp.rtt_ns": "packets",
+    f"{_BACK}tcp.rtt_ns": f"{_BACK}packets",
+    "tcp.handshake_ns": None,
+}
+"""What a sum has the mean of, and what a record weighs; None: each the same, as one handshake."""
+_MADE = {*_SUMS, *_EARLIEST, *_LARGEST, *_FLAGS, *_HISTOGRAMS, *_MEANS}
 """What sums have of their own: nothing to sum by."""
 
 
@@ -67,8 +85,9 @@ def grouping(text: str) -> tuple[str, ...]:
 def aggregate(whole: FlowTable, by: Sequence[str]) -> FlowTable:
     """One row for each combination of the columns `by` (and of sources of losses).
 
-    Packets, bytes and other counts are summed, times span all, TCP flags are all that were seen;
-    other columns are left out. Earliest first.
+    Packets, bytes, other counts and histograms are summed, times span all, TCP flags are all that
+    were seen; round trips are means, see _MEANS, of the records that tell one. Other columns are
+    left out. Earliest first.
     """
     names = [name for name in (*by, "source") if name in whole.columns]
     if not whole.rows or not names:
@@ -77,13 +96,18 @@ def aggregate(whole: FlowTable, by: Sequence[str]) -> FlowTable:
     columns = {name: _at(whole.columns[name], first) for name in names}
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(len(first)))
-    for some, combine in ((_SUMS, np.add), (_EARLIEST, np.minimum), (_LATEST, np.maximum)):
+    for some, combine in ((_SUMS, np.add), (_EARLIEST, np.minimum), (_LARGEST, np.maximum)):
         for name in some:
             if name in whole.columns:
                 columns[name] = _combined(whole.columns[name], order, starts, combine)
-    for name in _FLAGS:
+    for name, weight in _MEANS.items():
         if name in whole.columns:
-            columns[name] = _flags(whole.columns[name], group, len(first))
+            weights = whole.columns.get(weight) if weight else None
+            columns[name] = _mean(whole.columns[name], weights, order, starts)
+    for some_texts, joined in ((_FLAGS, _flags), (_HISTOGRAMS, _histogram)):
+        for name in some_texts:
+            if name in whole.columns:
+                columns[name] = joined(whole.columns[name], group, len(first))
     return table(len(first), columns)
 
 
@@ -121,6 +145,30 @@ def _combined(
     if column.held is not None:
         values = np.where(column.held, values, 0)
     return Column(combine.reduceat(values[order], starts), None, None if held.all() else held)
+
+
+def _mean(
+    column: Column, weights: Column | None, order: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Column:
+    weight = column.present.astype(float)
+    if weights is not None:
+        # Of a flow that only retransmitted no packet was counted.
+        weight *= np.maximum(np.where(weights.present, weights.values.astype(float), 0), 1)
+    total = np.add.reduceat((weight * column.values.astype(float))[order], starts)
+    by = np.add.reduceat(weight[order], starts)
+    means = np.rint(total / np.where(by > 0, by, 1)).astype(column.values.dtype)
+    return Column(means, None, None if by.all() else by > 0)
+
+
+def _histogram(column: Column, group: NDArray[np.int64], groups: int) -> Column:
+    """What a group has in each power of two, added up."""
+    told = [powers_of(word) for word in column.words or ()]
+    powers = sorted({power for one in told for power in one})
+    counts = np.array([[one.get(power, 0) for power in powers] for one in told], np.uint64)
+    rows = np.flatnonzero(column.present)
+    sums = np.zeros((groups, len(powers)), np.uint64)
+    np.add.at(sums, group[rows], counts[column.values[rows].astype(np.int64)])
+    return coded(powers_text(zip(powers, row, strict=True)) for row in sums.tolist())
 
 
 def _flags(column: Column, group: NDArray[np.int64], groups: int) -> Column:

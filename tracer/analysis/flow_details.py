@@ -9,7 +9,7 @@ import numpy as np
 from tracer.analysis.conntrack import INFO, STATUS, TCP_STATES
 from tracer.analysis.flow_ends import Ends, Pods, numbers, spread
 from tracer.analysis.services import service_columns
-from tracer.flow_table import Column, coded
+from tracer.flow_table import Column, coded, powers_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ def _transit_columns(linked: Linked) -> dict[str, Column]:
     at = np.zeros(len(held), np.int64)
     at[held] = row.ravel()
     texts = [
-        ",".join(f"{1 << bucket}:{count}" for bucket, count in enumerate(buckets) if count)
+        powers_text((1 << bucket, count) for bucket, count in enumerate(buckets))
         for buckets in told["buckets"].tolist()
     ]
     return {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.flow_table import Column, texts
+from tracer.flow_table import Column, powers_of, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ TRAFFIC, DROPS = (*_WORKLOAD, "direction"), (*_WORKLOAD, "drop.reason")
 POD, NETNS = "Pod", "NetworkNamespace"
 """Kinds of workload where nothing is known to have made the pod, and where there is no pod."""
 TRANSIT = "transit.histogram"
-"""Its text: `4096:7,8192:1`, power of two in ns and how many up to the next."""
+"""Its text is that of flow_table.powers_text, in nanoseconds."""
 FIRST_BUCKET_NS, BUCKETS = 1 << 10, 24
 """Latencies are told apart from 1 µs to 8 s, by powers of two."""
 
@@ -115,8 +115,7 @@ def transits(table: FlowTable) -> tuple[dict[int, int], int]:
     """(power of two in ns → how many, nanoseconds in all) of the packets timed, of all flows."""
     found: dict[int, int] = {}
     for text in texts(table.columns[TRANSIT]):
-        for one in text.split(",") if text else ():
-            power, count = map(int, one.split(":"))
+        for power, count in powers_of(text or "").items():
             found[power] = found.get(power, 0) + count
     return found, int(_numbers(table, "transit.sum_ns", 0).sum())
 

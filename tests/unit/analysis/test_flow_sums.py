@@ -1,5 +1,7 @@
 """Flows summed by what they share, flows that wait for their timeouts, and what made a pod."""
 
+import collections
+
 import numpy as np
 import pytest
 from flow_tables import table_of
@@ -8,7 +10,16 @@ from tracer.analysis.flow_aggregate import GROUPS, aggregate, grouping
 from tracer.analysis.flow_cache import FlowCache, Timeouts
 from tracer.analysis.workload import workload
 from tracer.errors import TracerError
-from tracer.flow_table import concat, lost_table, records
+from tracer.flow_table import (
+    FlowTable,
+    coded,
+    concat,
+    lost_table,
+    powers_of,
+    powers_text,
+    records,
+    take,
+)
 from tracer.layout import layout
 from tracer.model import Pod
 
@@ -46,6 +57,81 @@ def test_any_fields_can_be_summed_by():
     ]
 
 
+def test_round_trips_are_means_and_ways_across_the_node_are_added_up():
+    rows = [
+        {**FLOW, "packets": 1, "tcp.rtt_ns": 1000, "tcp.handshake_ns": 10, "transit.count": 3,
+         "transit.sum_ns": 9000, "transit.max_ns": 5000, "transit.histogram": "2048:2,4096:1"},
+        {**FLOW, "packets": 9, "tcp.rtt_ns": 3000, "tcp.handshake_ns": 30, "transit.count": 6,
+         "transit.sum_ns": 90_000, "transit.max_ns": 40_000,
+         "transit.histogram": "4096:1,8192:4,32768:1"},
+        {**FLOW, "packets": 1000},
+        {**FLOW, "packets": 1, "k8s.pod.name": "web-1"},
+        {**FLOW, "packets": 0, "k8s.pod.name": "web-2", "tcp.rtt_ns": 7000},
+    ]  # fmt: skip
+    times = {"time": 1, "end_time": 2}
+    one, other, silent = records(
+        aggregate(table_of(*({**times, **row} for row in rows)), grouping("pod"))
+    )
+    assert (one["packets"], one["tcp.rtt_ns"], one["tcp.handshake_ns"]) == (1010, 2800, 20)
+    assert (one["transit.count"], one["transit.sum_ns"], one["transit.max_ns"]) == (
+        9,
+        99_000,
+        40_000,
+    )
+    assert one["transit.histogram"] == "2048:2,4096:2,8192:4,32768:1"
+    assert not [name for name in other if name.startswith(("tcp.", "transit."))]
+    assert (silent["tcp.rtt_ns"], silent["packets"]) == (7000, 0)
+
+
+def test_round_trips_of_both_directions_weigh_by_their_own_packets():
+    back = "flow.reverse."
+    rows = [
+        {**FLOW, "time": 1, "end_time": 2, "packets": there, f"{back}packets": again,
+         "tcp.rtt_ns": 1000 * there, f"{back}tcp.rtt_ns": 1000 * again,
+         f"{back}transit.max_ns": again, f"{back}transit.histogram": f"{again}:1"}
+        for there, again in ((1, 8), (3, 2))
+    ]  # fmt: skip
+    (summed,) = records(aggregate(table_of(*rows), grouping("workload")))
+    assert (summed["tcp.rtt_ns"], summed[f"{back}tcp.rtt_ns"]) == (2500, 6800)
+    assert (summed[f"{back}transit.max_ns"], summed[f"{back}transit.histogram"]) == (8, "2:1,8:1")
+
+
+def test_what_no_record_tells_is_missing_in_sums():
+    """Also where a filter left only records without it."""
+    rows = [{**FLOW, "time": 1, "end_time": 2, "packets": 1, "dst.port": port} for port in (1, 2)]
+    told = {"tcp.rtt_ns": 5, "transit.max_ns": 5, "transit.histogram": "1024:1"}
+    whole = table_of(rows[0], {**rows[1], **told})
+    (summed,) = records(aggregate(take(whole, slice(0, 1)), grouping("pod")))
+    assert not told.keys() & summed.keys()
+    nothing = {**whole.columns, "transit.histogram": coded(["", ""])}
+    (summed,) = records(aggregate(FlowTable(2, nothing), grouping("pod")))
+    assert "transit.histogram" not in summed
+
+
+def test_sums_of_many_random_histograms_and_round_trips():
+    """The same by a loop."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for _ in range(700):
+        row = {**FLOW, "time": 1, "end_time": 2, "k8s.pod.name": f"p{rng.integers(9)}",
+               "packets": int(rng.integers(1, 1 << 40))}  # fmt: skip
+        if rng.random() < 0.6:
+            row["tcp.rtt_ns"] = int(rng.integers(1, 1 << 33))
+            row["transit.histogram"] = powers_text(
+                (1 << power, int(rng.integers(0, 1 << 40))) for power in range(10, 40)
+            )
+        rows.append(row)
+    for summed in records(aggregate(table_of(*rows), grouping("pod"))):
+        mine = [row for row in rows if row["k8s.pod.name"] == summed["k8s.pod.name"]]
+        told = [row for row in mine if "tcp.rtt_ns" in row]
+        weighed = sum(row["tcp.rtt_ns"] * row["packets"] for row in told)
+        assert summed["tcp.rtt_ns"] == pytest.approx(weighed / sum(r["packets"] for r in told))
+        counts = collections.Counter()
+        for row in told:
+            counts.update(powers_of(row["transit.histogram"]))
+        assert powers_of(summed["transit.histogram"]) == counts
+
+
 def test_losses_are_summed_by_source():
     lost = [lost_table(source, 2, "n1", 5) for source in ("a", "b", "a")]
     summed = records(aggregate(concat([table_of(*ROWS), *lost]), grouping("pod")))
@@ -73,7 +159,7 @@ def test_random_tables_keep_their_totals():
 def test_what_cannot_be_summed_by_is_told():
     with pytest.raises(TracerError, match="--aggregate 'pods': no such field"):
         grouping("pods")
-    for text in ("packets", "time,end_time", "flow.reverse.bytes"):
+    for text in ("packets", "time,end_time", "flow.reverse.bytes", "tcp.rtt_ns", "transit"):
         with pytest.raises(TracerError, match="a sum, nothing to sum by"):
             grouping(text)
     assert grouping("bytes,dscp")[-1] == "dscp"
