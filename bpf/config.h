@@ -60,6 +60,9 @@
 /* Of two directions and more each, and of what died. */
 #define MAX_FLOW_CONNECTIONS (MAX_FLOWS / 2 + MAX_FLOW_DROPS)
 #define MAX_FLOW_TRANSITS (MAX_FLOWS / 16) /* only those that had a packet timed */
+#ifndef CPUS
+#define CPUS 1 /* those that the machine may ever have */
+#endif
 #ifndef MAX_FLOW_OTHER
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions in one interval */
 #endif
@@ -67,8 +70,8 @@
 #define HEAD_SLOTS 16384 /* hashes of followed packets' addresses; a power of two */
 #define TRANSLATED_SLOTS (1 << 18) /* hashes of what NAT changes; a power of two */
 #define ANSWER_SLOTS 1024 /* flows of which each CPU knows an answer; a power of two */
-#define TOLD_SLOTS 16384 /* connections that each CPU knows it has told; a power of two */
-#define FLOW_SLOTS 1024 /* IPv4 flows that each CPU counts without the map; a power of two */
+#define TOLD_SLOTS (1 << 18) /* hashes of connections that are told; a power of two */
+#define FLOW_SETS 1024 /* hashes of IPv4 flows that each CPU counts without the map; a power of two */
 #ifndef MAX_PLACES
 #define MAX_PLACES 16384
 #endif

@@ -203,29 +203,32 @@ struct flow4_key {
 struct flow_count {
 	__u64 packets;
 	__u64 bytes; /* from the network header on, as netfilter counts them */
-	__u32 tick; /* jiffies of last_ns */
+	__u32 tick; /* jiffies when it was last looked at closer */
 	__u8 tcp_flags; /* OR of all flags seen */
-	__u8 dscp; /* as of last_ns */
+	__u8 dscp; /* as of tick */
 	__u16 sample_rate; /* one packet of so many was counted, for all of them; 0: each */
 	__u64 first_ns; /* CLOCK_BOOTTIME */
 	__u64 last_ns; /* at most one tick (jiffy) before the true last packet */
 	__u64 syn_ns; /* first segment with SYN; 0: none */
-	__u32 rtt_us; /* the sending socket's smoothed round-trip time, as of last_ns; 0: not known */
+	__u32 rtt_us; /* the sending socket's smoothed round-trip time, as of tick; 0: not known */
 	__u32 resets; /* segments with RST */
 	__u32 zero_windows; /* segments that offer no window, without SYN and RST */
 	__u32 retransmits; /* skbs that TCP sent again; not counted in the same row as packets */
 };
 
-/* What each CPU has of its own. */
+/* What each CPU has of its own: a cache line. */
 struct flow_cpu {
 	__u64 armed_head; /* the packet whose way across the node is timed: address of its data */
 	__u64 armed_ns; /* when its pod sent it */
+	__u64 now_ns; /* CLOCK_BOOTTIME, read in `tick` */
 	__u32 armed_tick; /* jiffies of that: one packet a tick */
 	__u32 armed_bytes;
 	__u32 generation; /* of the flow maps; user space counts it up */
+	__u32 first_set; /* of its two halves of the cache */
 	__u32 sample_rate; /* count one packet of so many; 0 and 1: each */
 	__u32 skip; /* so many more are not counted */
-	__u32 pad;
+	__u32 tick; /* jiffies of now_ns */
+	__u32 pad[3];
 };
 
 /* A connection as the node's conntrack knows it; its value is a struct conntrack. */
@@ -242,10 +245,16 @@ struct flow_transit {
 	__u32 buckets[32]; /* TRANSIT_BUCKETS: how many took 2^index ns and less than twice that */
 };
 
-/* One CPU's counts of an IPv4 flow, before they go into the flow map. */
+/* One CPU's counts of an IPv4 flow, before they go into the flow map; all up to last_ns is one line. */
 struct cached_flow {
 	struct flow4_key key;
 	struct flow_count count;
+	__u64 pad[5];
+};
+
+/* Those of one hash. With room for one only, two busy ones would push each other out all the time. */
+struct flow_set {
+	struct cached_flow ways[2];
 };
 
 /* Packets of a pod's flow that died, wherever on the node. */

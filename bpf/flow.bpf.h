@@ -46,6 +46,7 @@ static __always_inline void count_packet(struct flow_count *count, const struct 
 {
 	count->packets += weight(at);
 	count->bytes += (__u64)at->bytes * weight(at);
+	count->last_ns = at->cpu->now_ns;
 #ifdef SAMPLE_FLOWS
 	if (weight(at) > count->sample_rate)
 		count->sample_rate = weight(at);
@@ -93,29 +94,42 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 	count->zero_windows += cached->count.zero_windows;
 }
 
+/* The second of its hash, or in place of the one that has been silent for longer. */
+static __always_inline struct cached_flow *other_way(struct flow_set *set,
+						     const struct flow4_words *flow)
+{
+	struct cached_flow *cached = &set->ways[1];
+	struct flow_count fresh = {};
+
+	if (same_flow4((void *)&cached->key, flow))
+		return cached;
+	if ((__s32)(set->ways[0].count.tick - cached->count.tick) < 0)
+		cached = &set->ways[0];
+	if (cached->count.packets)
+		flush_slot(cached);
+	*(struct flow4_words *)&cached->key = *flow;
+	cached->count = fresh;
+	return cached;
+}
+
 /* Most packets belong to a flow that this CPU has just counted: no hash table for those. */
 static __always_inline void count_ipv4(int typed, const struct flow4_words *flow,
 				       const struct crossing *at)
 {
-	struct flow_count fresh = {};
 	struct cached_flow *cached;
-	struct flow4_words *known;
-	__u32 slot = flow4_hash(flow) & (FLOW_SLOTS - 1);
+	struct flow_set *set;
+	__u32 slot = at->cpu->first_set + (flow4_hash(flow) & (FLOW_SETS - 1));
 
 	if (at->cpu->generation & 1)
-		slot += FLOW_SLOTS;
-	cached = flow_cache.lookup(&slot);
-	if (!cached)
+		slot += FLOW_SETS;
+	set = flow_cache.lookup(&slot);
+	if (!set)
 		return;
-	known = (void *)&cached->key;
-	if (RARELY(!same_flow4(known, flow))) {
-		if (cached->count.packets)
-			flush_slot(cached);
-		*known = *flow;
-		cached->count = fresh;
-	}
+	cached = &set->ways[0];
+	if (RARELY(!same_flow4((void *)&cached->key, flow)))
+		cached = other_way(set, flow);
 	if (is_due(&cached->count, at))
-		look_closer(typed, &cached->count, at, known->sender ^ known->receiver);
+		look_closer(typed, &cached->count, at, flow->sender ^ flow->receiver);
 	count_packet(&cached->count, at);
 }
 
@@ -170,14 +184,13 @@ static __always_inline void flow_packet(int typed, struct crossing *at)
 	const struct sk_buff *skb = at->skb;
 	struct flow_key key __attribute__((aligned(8)));
 	const void *head, *data, *l3;
-	__u32 linear_bytes;
-	int slot = 0;
+	__u32 linear_bytes, tick;
 
 #ifdef SELECT_PODS
 	if (!place_selected(at->place.netns, at->place.ifindex))
 		return;
 #endif
-	at->cpu = flow_cpu.lookup(&slot);
+	at->cpu = this_cpu();
 	if (!at->cpu)
 		return;
 	head = LOAD(skb->head);
@@ -185,8 +198,13 @@ static __always_inline void flow_packet(int typed, struct crossing *at)
 	/* What was just taken from a device begins with the network header, which is not set yet. */
 	l3 = at->received ? data : head + LOAD(skb->network_header);
 	at->bytes = LOAD(skb->len) - (__u32)((__u64)l3 - (__u64)data);
+	tick = bpf_jiffies64();
+	if (RARELY(at->cpu->tick != tick))
+		look_at_clock(at->cpu, tick);
 	if (RARELY(at->cpu->armed_head == (__u64)head))
 		end_transit(typed, at);
+	else if (at->direction == DIRECTION_EGRESS && RARELY(at->cpu->armed_tick != tick))
+		begin_transit(at, head);
 	linear_bytes = LOAD(skb->tail) - (__u32)((__u64)l3 - (__u64)head);
 	if (LOAD(skb->protocol) == bpf_htons(ETH_P_IP) && linear_bytes >= 20 + 16) {
 		struct flow4_words flow = {.place = at->place.netns | (__u64)at->place.ifindex

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What flows tell besides packets and bytes. It costs more than to count, and so is looked at once
- * a tick (jiffy), CPU and flow, and where a TCP connection begins or ends.
+ * What flows tell besides packets and bytes. It costs more than to count, and so is looked at now
+ * and then, and where a TCP connection begins or ends.
  */
 #if defined(WITH_FLOWS) && !defined(TRACER_FLOW_LOOK_H)
 #define TRACER_FLOW_LOOK_H
@@ -12,6 +12,9 @@
 #define TCP_RST 0x04U
 #define TCP_TURNS (TCP_FIN | TCP_SYN | TCP_RST)
 #define SOCK_STREAM_ 1
+/* A CPU looks closer at a flow once a tick (jiffy) for so many packets, then once in so many ticks. */
+#define YOUNG_PACKETS 16
+#define LOOK_TICKS 16
 #define SK_TIME_WAIT 6
 #define SK_NEW_SYN_RECV 12
 
@@ -33,6 +36,24 @@ static __always_inline const void *network_header(int typed, const struct crossi
 			    : (void *)LOAD(at->skb->head) + LOAD(at->skb->network_header);
 }
 
+/* Read the clock. Whoever interrupts this and sees the new tick sees all that goes with it. */
+static __always_inline __u64 look_at_clock(volatile struct flow_cpu *cpu, __u32 tick)
+{
+	__u64 now_ns = bpf_ktime_get_boot_ns();
+
+	cpu->first_set = bpf_get_smp_processor_id() * 2 * FLOW_SETS;
+	cpu->now_ns = now_ns;
+	cpu->tick = tick;
+	return now_ns;
+}
+
+static __always_inline struct flow_cpu *this_cpu(void)
+{
+	__u32 number = bpf_get_smp_processor_id();
+
+	return flow_cpus.lookup(&number);
+}
+
 /* How many packets the one that is counted stands for. */
 static __always_inline __u32 weight(const struct crossing *at)
 {
@@ -47,8 +68,7 @@ static __always_inline __u32 weight(const struct crossing *at)
 static __always_inline int is_skipped(void)
 {
 #ifdef SAMPLE_FLOWS
-	int slot = 0;
-	struct flow_cpu *cpu = flow_cpu.lookup(&slot);
+	struct flow_cpu *cpu = this_cpu();
 
 	if (!cpu || cpu->sample_rate <= 1)
 		return 0;
@@ -106,7 +126,7 @@ static __always_inline __u32 smoothed_rtt_us(int typed, const struct sk_buff *sk
 	return (__u32)word >> 3;
 }
 
-/* Put the connection of a packet into the map, if this CPU has not done so since it changed. */
+/* Put the connection of a packet into the map, if no CPU has done so since it changed. */
 static __always_inline void tell_connection(int typed, const struct crossing *at, __u64 ends)
 {
 	const __u64 prime = 0x9e3779b97f4a7c15ULL;
@@ -115,12 +135,10 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
 	struct flow_connection_key key __attribute__((aligned(8))) = {};
 	struct conntrack entry __attribute__((aligned(8))) = {};
 	__u32 slot = nfct * prime >> 32 & (TOLD_SLOTS - 1);
-	struct flow_cpu *cpu;
 	int first = 0;
 	void *map;
 
-	cpu = flow_cpu.lookup(&first);
-	if (!ct || !cpu)
+	if (!ct)
 		return;
 	if (at->tcp)
 		read_words(typed, &state, 1, &ct->proto.tcp.state);
@@ -129,7 +147,7 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
 #endif
 	/* The address of an entry that is gone is soon another's: so the packet's own ends too. */
 	now = ((nfct ^ ends) * prime ^ (__u32)mark ^ (state & 0xff) << 32) +
-	      ((__u64)cpu->generation << 40);
+	      ((__u64)at->cpu->generation << 40);
 	told = told_connections.lookup(&slot);
 	if (!told || *told == now)
 		return;
@@ -144,32 +162,26 @@ static __always_inline void tell_connection(int typed, const struct crossing *at
 		lose(LOSS_FLOW_DETAILS);
 }
 
-/*
- * Is it the first packet of the flow in this tick, or one that opens or ends a connection? Then
- * look_closer().
- */
+/* Is it time to look closer, or does the packet open or end a connection? */
 static __always_inline int is_due(struct flow_count *count, const struct crossing *at)
 {
-	__u32 tick = bpf_jiffies64();
+	__u32 ticks = at->cpu->tick - count->tick;
 
-	if (!RARELY(count->tick != tick || at->tcp & TCP_TURNS))
+	if (!RARELY(ticks >= LOOK_TICKS || ticks && count->packets < YOUNG_PACKETS ||
+		    at->tcp & TCP_TURNS))
 		return 0;
-	count->tick = tick;
+	count->tick = at->cpu->tick;
 	return 1;
 }
 
-/* Follow this packet across the node, if none was in this tick. */
-static __always_inline void begin_transit(int typed, const struct flow_count *count,
-					  const struct crossing *at)
+/* Follow this packet across the node: the CPU's first in this tick. */
+static __always_inline void begin_transit(const struct crossing *at, const void *head)
 {
-	int slot = 0;
-	struct flow_cpu *cpu = flow_cpu.lookup(&slot);
+	struct flow_cpu *cpu = at->cpu;
 
-	if (!cpu || cpu->armed_tick == count->tick)
-		return;
-	cpu->armed_tick = count->tick;
-	cpu->armed_head = (__u64)LOAD(at->skb->head);
-	cpu->armed_ns = count->last_ns;
+	cpu->armed_tick = cpu->tick;
+	cpu->armed_head = (__u64)head;
+	cpu->armed_ns = bpf_ktime_get_boot_ns();
 	cpu->armed_bytes = at->bytes;
 }
 
@@ -177,14 +189,14 @@ static __always_inline void begin_transit(int typed, const struct flow_count *co
 static __always_inline void look_closer(int typed, struct flow_count *count,
 					const struct crossing *at, __u64 ends)
 {
+	__u64 now_ns = look_at_clock(at->cpu, count->tick);
 	__u32 rtt_us;
 
-	count->last_ns = bpf_ktime_get_boot_ns();
 	if (!count->packets)
-		count->first_ns = count->last_ns;
+		count->first_ns = now_ns;
 	count->dscp = read_dscp(typed, network_header(typed, at));
 	if (at->tcp & TCP_SYN && !count->syn_ns)
-		count->syn_ns = count->last_ns;
+		count->syn_ns = now_ns;
 	if (at->tcp & TCP_RST)
 		count->resets += weight(at);
 	if (at->direction == DIRECTION_INGRESS) {
@@ -196,7 +208,6 @@ static __always_inline void look_closer(int typed, struct flow_count *count,
 	rtt_us = at->tcp ? smoothed_rtt_us(typed, at->skb) : 0;
 	if (rtt_us)
 		count->rtt_us = rtt_us;
-	begin_transit(typed, count, at);
 }
 
 static __always_inline __u32 log2_32(__u32 value)

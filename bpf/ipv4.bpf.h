@@ -20,9 +20,12 @@ static __always_inline int same_flow4(const struct flow4_words *one,
 
 static __always_inline __u32 flow4_hash(const struct flow4_words *flow)
 {
-	__u64 hash = (flow->sender ^ flow->place) * 0x9e3779b97f4a7c15ULL;
+	const __u64 prime = 0x9e3779b97f4a7c15ULL;
+	__u64 hash = (flow->sender ^ flow->place) * prime;
 
-	return ((hash >> 32) ^ flow->receiver) * 0x9e3779b97f4a7c15ULL >> 40;
+	/* A product's bits know of none above: the ports, on top, are to come down first. */
+	hash = hash >> 32 ^ flow->receiver ^ flow->receiver >> 32;
+	return hash * prime >> 40;
 }
 
 /*

@@ -142,18 +142,20 @@ BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, 
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);
 BPF_ARRAY_OF_MAPS(flow_drops, "flow_drops_0", 1);
 /*
- * In front of the IPv4 map: each CPU's recent flows, two generations of FLOW_SLOTS. A flow that
- * needs the slot of another pushes that one's counts into the map.
+ * In front of the IPv4 map: each CPU's recent flows, two generations of FLOW_SETS. A flow that
+ * needs the place of another pushes that one's counts into the map. Arrays by CPU, because a
+ * per-CPU one costs two cache lines more to find anything in, and because what can be mapped into
+ * memory begins with a cache line.
  */
-BPF_PERCPU_ARRAY(flow_cache, struct cached_flow, 2 * FLOW_SLOTS);
-BPF_PERCPU_ARRAY(flow_cpu, struct flow_cpu, 1);
-/* Connections of the flows, and whether a CPU has told one as it is now. */
+BPF_F_TABLE("array", __u32, struct flow_set, flow_cache, CPUS * 2 * FLOW_SETS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", __u32, struct flow_cpu, flow_cpus, CPUS, BPF_F_MMAPABLE);
+/* Connections of the flows, and whether one is told as it is now. */
 BPF_TABLE("hash", struct flow_connection_key, struct conntrack, flow_connections_0,
 	  MAX_FLOW_CONNECTIONS);
 BPF_TABLE("hash", struct flow_connection_key, struct conntrack, flow_connections_1,
 	  MAX_FLOW_CONNECTIONS);
 BPF_ARRAY_OF_MAPS(flow_connections, "flow_connections_0", 1);
-BPF_PERCPU_ARRAY(told_connections, __u64, TOLD_SLOTS);
+BPF_ARRAY(told_connections, __u64, TOLD_SLOTS);
 BPF_TABLE("hash", struct flow_key, struct flow_transit, flow_transits_0, MAX_FLOW_TRANSITS);
 BPF_TABLE("hash", struct flow_key, struct flow_transit, flow_transits_1, MAX_FLOW_TRANSITS);
 BPF_ARRAY_OF_MAPS(flow_transits, "flow_transits_0", 1);

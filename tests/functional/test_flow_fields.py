@@ -358,6 +358,25 @@ def test_datagrams_that_nobody_answers(cluster, flows):
         assert (record["packets"], record["conntrack.state"]) == (7, "new")
 
 
+def test_every_record_of_a_long_connection(cluster, flows):
+    """Its entry is told once an interval, wherever in that the next one begins."""
+    port, client, web = new_port(), cluster.client, cluster.web
+    with service(web, port, "udp"), udp_listener(web.where, port), flows() as live:
+        with client.where.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect((VIP, VIP_PORT))
+            source = sender.getsockname()[1]
+            for _ in range(1501):
+                sender.send(b"x")
+                time.sleep(0.001)
+        done = live.stop()
+    at_end = {"verdict": "forwarded", "netns": client.where.inode, "src.port": source}
+    ours = [r for r in done.records if runner.matches(r, at_end)]
+    assert sum(r["packets"] for r in ours) == 1501
+    assert len(ours) > 3
+    for record in ours:
+        assert_has(record, both_sides(client, web, port, source))
+
+
 def test_what_dies_has_the_number_of_its_flow(cluster, flows):
     """On the node before it came to a pod, amid a connection, and in the pod: one number each."""
     port, closed, client, web = new_port(), new_port(), cluster.client, cluster.web

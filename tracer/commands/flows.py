@@ -87,6 +87,7 @@ def _max_flows() -> int:
 
 def _program(args: argparse.Namespace) -> Program:
     defines = {"WITH_FLOWS": "", "MAX_FLOWS": str(args.max_flows or _max_flows())}
+    defines["CPUS"] = str(possible_cpus())
     if args.pod or args.namespace or args.selector:
         defines["SELECT_PODS"] = ""
     if args.dns:

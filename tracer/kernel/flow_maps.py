@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer.kernel.maps import Map, possible_cpus
+from tracer.kernel.maps import Map
 from tracer.layout import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tracer.kernel.loader import Loaded
 
@@ -49,9 +49,7 @@ class Generations:
 
     def turn(self) -> tuple[np.ndarray, np.ndarray]:
         """(keys, values per CPU) of everything counted since the last turn."""
-        pieces = [(keys.copy(), values.copy()) for keys, values in self.pieces()]
-        keys, values = zip(*pieces, strict=True)
-        return np.concatenate(keys), np.concatenate(values)
+        return _joined(self.pieces())
 
     def so_far(self) -> tuple[np.ndarray, np.ndarray]:
         """What was counted since the last turn; it stays, and the next turn tells it again."""
@@ -65,15 +63,21 @@ class Generations:
         return filled.drain()
 
 
+def _joined(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, values) of pieces that overwrite each other."""
+    keys, values = zip(*((keys.copy(), values.copy()) for keys, values in pieces), strict=True)
+    return np.concatenate(keys), np.concatenate(values)
+
+
 class FlowCounts:
     """Everything the flow plane counted: each CPU's cache, IPv4's map, and everyone else's."""
 
     def __init__(self, loaded: Loaded) -> None:
         """Counting starts here."""
         structs = layout().structs
-        self._cache = Map(*loaded.maps["flow_cache"], "<u4", structs["cached_flow"])
-        self._cpus = Map(*loaded.maps["flow_cpu"], "<u4", structs["flow_cpu"])
-        self._slots = self._cache.info.max_entries // 2
+        cache = Map(*loaded.maps["flow_cache"], "<u4", structs["flow_set"]).mapped()
+        self._cpus = Map(*loaded.maps["flow_cpus"], "<u4", structs["flow_cpu"]).mapped()
+        self._halves = cache["ways"].reshape(len(self._cpus), 2, -1)
         self.sample_rate = 1
         """From the next turn on one packet of so many is counted, for all of them."""
         self._generation = 0
@@ -82,6 +86,7 @@ class FlowCounts:
         self._connections = Generations(
             loaded, "flow_connections", "flow_connection_key", "conntrack"
         )
+        self._entries: list[np.ndarray] = []
         self._transits = Generations(loaded, "flow_transits", "flow_key", "flow_transit")
 
     def pieces(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -90,15 +95,17 @@ class FlowCounts:
         One row is what one CPU counted in one place: a flow may have several. All must be taken.
         """
         filled = self._generation & 1
+        # First: with a new generation all connections are told again, and none to the old map.
+        entries = self._connections.pieces()
         self._generation += 1
-        state = np.zeros(possible_cpus(), layout().structs["flow_cpu"])
-        state["generation"] = self._generation & 0xFFFFFFFF
-        state["sample_rate"] = self.sample_rate
-        state["skip"] = _first_skips(self.sample_rate, len(state))
+        self._cpus["sample_rate"] = self.sample_rate
+        self._cpus["skip"] = _first_skips(self.sample_rate, len(self._cpus))
+        self._cpus["generation"] = self._generation & 0xFFFFFFFF
         # Programs that still use the old half are waited for when the maps turn; what these push
         # out of it meanwhile goes into the maps that are read now or next.
-        self._cpus.update(bytes(4), state.tobytes())
         ipv4, other = self._ipv4.pieces(), self._other.pieces()
+        # Some that were counted before the maps turned were told by then to the new one only.
+        self._entries += [_joined(entries)[1], self.connections_so_far()]
         return chain(
             (_widened(*_rows(*piece)) for piece in ipv4),
             (_rows(*piece) for piece in other),
@@ -106,22 +113,21 @@ class FlowCounts:
         )
 
     def turn_details(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(conntrack entries (m,), keys (t,) flow_key and values (t,) flow_transit) since then."""
-        return self._connections.turn()[1], *self._transits.turn()
+        """(conntrack entries (m,), keys (t,) flow_key and values (t,) flow_transit) of `pieces`."""
+        entries, self._entries = np.concatenate(self._entries), []
+        return entries, *self._transits.turn()
 
     def connections_so_far(self) -> np.ndarray:
-        """Conntrack entries (m,) that came since `turn_details`, which will tell them again."""
+        """Conntrack entries (m,) that came since `pieces`, which will tell them again."""
         return self._connections.so_far()[1]
 
     def _empty_half(self, half: int) -> tuple[np.ndarray, np.ndarray]:
         """Read and clear one generation of the cache."""
-        slots, values = self._cache.read()
-        mine = slots // self._slots == half
-        used = mine & (values["count"]["packets"] > 0).any(axis=1)
-        zeros = bytes(self._cache.entry_bytes)
-        for slot in slots[used]:
-            self._cache.update(int(slot).to_bytes(4, sys.byteorder), zeros)
-        return _rows(values["key"][used], values["count"][used])
+        cached = self._halves[:, half]
+        used = cached["count"]["packets"] > 0
+        flows = cached[used]
+        cached[used] = 0
+        return flows["key"], flows["count"]
 
 
 def _first_skips(rate: int, cpus: int) -> np.ndarray:

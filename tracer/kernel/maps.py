@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import errno
+import mmap
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +96,11 @@ class Map:
             pieces = [self._read_one_by_one()]
         keys, values = zip(*pieces, strict=True)
         return self._keys(keys), np.concatenate(values)
+
+    def mapped(self) -> np.ndarray:
+        """The entries of an array that has BPF_F_MMAPABLE (5.5, fc9702273e2e), as they change."""
+        memory = mmap.mmap(self.fd, self.info.max_entries * self._value.itemsize)
+        return np.frombuffer(memory, self._value)
 
     def drain(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Take all entries out: pieces of (keys, values), each overwritten by the next."""
