@@ -50,19 +50,21 @@
 #ifndef DROP_RATE
 #define DROP_RATE 1000 /* drops shown a second, reason and netns; 0: all */
 #endif
+#ifndef CPUS
+#define CPUS 1 /* those that the machine may ever have */
+#endif
 #ifndef MAX_FLOWS
 #define MAX_FLOWS 65536 /* IPv4 flows per interval */
 #endif
 #define MAX_OTHER_FLOWS (MAX_FLOWS / 2) /* IPv6 and others */
+/* Who sends and who receives may be on a CPU each, and both count the flow. */
+#define COUNTED_BY (CPUS > 1 ? 2 : 1)
 #ifndef MAX_FLOW_DROPS
 #define MAX_FLOW_DROPS (MAX_FLOWS / 4)
 #endif
 /* Of two directions and more each, and of what died. */
 #define MAX_FLOW_CONNECTIONS (MAX_FLOWS / 2 + MAX_FLOW_DROPS)
 #define MAX_FLOW_TRANSITS (MAX_FLOWS / 16) /* only those that had a packet timed */
-#ifndef CPUS
-#define CPUS 1 /* those that the machine may ever have */
-#endif
 #ifndef MAX_FLOW_OTHER
 #define MAX_FLOW_OTHER 4096 /* pod devices x directions in one interval */
 #endif

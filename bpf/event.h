@@ -180,12 +180,13 @@ struct flow_key {
 	__u32 netns;
 	__u32 ifindex;
 	struct tuple tuple;
-	__u32 direction; /* enum direction */
+	__u16 direction; /* enum direction */
+	__u16 cpu; /* that counted it; 0 in other maps than those of the flows */
 };
 
 /*
  * The same for IPv4, in the words in which the packet has it: addresses and ports lie as in its
- * headers, direction and pad where these have TTL and checksum. ICMP's type and code are sport's
+ * headers, direction and cpu where these have TTL and checksum. ICMP's type and code are sport's
  * two bytes.
  */
 struct flow4_key {
@@ -193,7 +194,7 @@ struct flow4_key {
 	__u32 ifindex;
 	__u8 direction;
 	__u8 protocol;
-	__u16 pad;
+	__u16 cpu;
 	__u8 saddr[4];
 	__u8 daddr[4];
 	__be16 sport;

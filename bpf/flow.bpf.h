@@ -37,7 +37,7 @@ static __always_inline struct flow_count *flow_counter(void *map, void *key)
 
 	if (count)
 		return count;
-	/* -EEXIST: another CPU was first. Then there is an entry, with zeros for this CPU. */
+	/* -EEXIST: what interrupted this was first. */
 	bpf_map_update_elem_(map, key, &zero, BPF_NOEXIST);
 	return bpf_map_lookup_elem_(map, key);
 }
@@ -69,6 +69,7 @@ static __always_inline void flush_slot(struct cached_flow *cached)
 	int slot = 0;
 	void *map = flows4.lookup(&slot);
 
+	key.cpu = bpf_get_smp_processor_id();
 	if (map)
 		count = flow_counter(map, &key);
 	if (!count) {
@@ -147,6 +148,7 @@ static __always_inline void count_any(int typed, struct flow_key *flow, const st
 	int slot = 0;
 	void *map = flows.lookup(&slot);
 
+	flow->cpu = bpf_get_smp_processor_id();
 	if (map)
 		count = flow_counter(map, flow);
 	if (!count) {
@@ -285,6 +287,7 @@ static __always_inline void count_retransmit(int typed, const struct sock *sk)
 	if (!place_selected(key.netns, key.ifindex))
 		return;
 #endif
+	key.cpu = bpf_get_smp_processor_id();
 	count = flow_counter(map, &key);
 	if (!count) {
 		lose(LOSS_FLOW_DETAILS);

@@ -130,13 +130,15 @@ BPF_PERCPU_ARRAY(first_tuples, struct tuple, 1); /* the stack has no room for it
 /*
  * Two generations of every flow map: programs fill the one that the outer map names, user
  * space reads and empties the other. Writing to an outer map waits for the programs that
- * still run (maybe_wait_bpf_programs, since 4.20), so nothing is counted behind the reader.
+ * still run (maybe_wait_bpf_programs, since 4.20), so nothing is counted behind the reader. A flow's
+ * key has the CPU: a per-CPU hash keeps, and has to read, a value for every CPU there is, of which
+ * nearly all are empty.
  */
-BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_0, MAX_OTHER_FLOWS);
-BPF_TABLE("percpu_hash", struct flow_key, struct flow_count, flows_1, MAX_OTHER_FLOWS);
+BPF_TABLE("hash", struct flow_key, struct flow_count, flows_0, COUNTED_BY *MAX_OTHER_FLOWS);
+BPF_TABLE("hash", struct flow_key, struct flow_count, flows_1, COUNTED_BY *MAX_OTHER_FLOWS);
 BPF_ARRAY_OF_MAPS(flows, "flows_0", 1);
-BPF_TABLE("percpu_hash", struct flow4_key, struct flow_count, flows4_0, MAX_FLOWS);
-BPF_TABLE("percpu_hash", struct flow4_key, struct flow_count, flows4_1, MAX_FLOWS);
+BPF_TABLE("hash", struct flow4_key, struct flow_count, flows4_0, COUNTED_BY *MAX_FLOWS);
+BPF_TABLE("hash", struct flow4_key, struct flow_count, flows4_1, COUNTED_BY *MAX_FLOWS);
 BPF_ARRAY_OF_MAPS(flows4, "flows4_0", 1);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_0, MAX_FLOW_DROPS);
 BPF_TABLE("percpu_hash", struct flow_drop_key, struct drop_count, flow_drops_1, MAX_FLOW_DROPS);

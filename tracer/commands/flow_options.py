@@ -14,6 +14,7 @@ from tracer.errors import TracerError
 from tracer.sinks.flow_files import FORMATS, Request, usual
 
 DEFAULT_INTERVAL_S = 10.0
+DEFAULT_MAX_FLOWS = 65536
 _SERVICE = "service"
 """The field of --allow and --deny that only the Kubernetes API can fill."""
 _DNS = "_fqdn"
@@ -46,9 +47,9 @@ def add_counting(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-flows",
         type=options.positive("--max-flows"),
+        default=DEFAULT_MAX_FLOWS,
         metavar="N",
-        help="flows told apart in one interval; the rest is summed by pod (default: 65536,"
-        " less on machines of many CPUs)",
+        help="flows told apart in one interval; the rest is summed by pod (default: 65536)",
     )
     group.add_argument(
         "--active-timeout",

@@ -62,11 +62,6 @@ if TYPE_CHECKING:
 
 UNHEARD_KINDS = ("macvlan", "ipvlan")
 """Devices that take their packets from another one's receive handler (RX_HANDLER_ANOTHER)."""
-DEFAULT_MAX_FLOWS = 65536
-FLOW_CPU_BYTES = 96
-"""One CPU's counts of one flow, and of the half entry kept for flows that are not IPv4."""
-MAP_BUDGET_BYTES = 256 << 20
-"""Kernel memory that the two generations' counts may take by default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,15 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_run_options(parser)
 
 
-def _max_flows() -> int:
-    """The default, bounded by the kernel memory that one value per CPU takes."""
-    affordable = MAP_BUDGET_BYTES // (2 * possible_cpus() * FLOW_CPU_BYTES)
-    return max(1024, min(DEFAULT_MAX_FLOWS, affordable))
-
-
 def _program(args: argparse.Namespace) -> Program:
-    defines = {"WITH_FLOWS": "", "MAX_FLOWS": str(args.max_flows or _max_flows())}
-    defines["CPUS"] = str(possible_cpus())
+    sizes = {"MAX_FLOWS": str(args.max_flows), "CPUS": str(possible_cpus())}
+    defines = {"WITH_FLOWS": "", **sizes}
     if args.pod or args.namespace or args.selector:
         defines["SELECT_PODS"] = ""
     if args.dns:
@@ -124,7 +113,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         parse_lists(args.allow, args.deny),
         grouping(args.aggregate) if args.aggregate else (),
         Timeouts(args.active_timeout, args.inactive_timeout),
-        HELD_INTERVALS * (args.max_flows or _max_flows()),
+        HELD_INTERVALS * args.max_flows,
         args.bidirectional,
     )
 

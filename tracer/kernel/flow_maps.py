@@ -141,9 +141,11 @@ def _first_skips(rate: int, cpus: int) -> np.ndarray:
 
 
 def _rows(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (n,) or (n, cpus) and counts (n, cpus) → one row for each that counted anything."""
-    entry, cpu = np.nonzero((counts["packets"] > 0) | (counts["retransmits"] > 0))
-    return (keys[entry] if keys.ndim == 1 else keys[entry, cpu]), counts[entry, cpu]
+    """Keys and counts (n,) of those that counted anything, whichever CPU did."""
+    used = (counts["packets"] > 0) | (counts["retransmits"] > 0)
+    keys, counts = keys[used], counts[used]
+    keys["cpu"] = 0
+    return keys, counts
 
 
 def _widened(keys4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
