@@ -1,12 +1,16 @@
 """What an interval of many live flows costs `tracer flows`: CPU to read, name and write, memory.
 
-    sudo benchmarks/flow_scale [--flows N ...] [--format parquet|flat ...]
+    sudo benchmarks/flow_scale [--flows N ...] [--format parquet|flat ...] [--between-pods]
+                               [--options=WORDS]
 
 One pod sends to addresses of its node, in each interval a packet of each of N flows (ports times
-addresses, all IPv4 UDP). tracer runs as a user runs it and writes files; its CPU is what the
-scheduler counted, system calls included, over INTERVALS intervals; memory the most that was
-resident meanwhile. All packets must be in the files. Bars, for 100,000 flows: 0.5 s of one core an
-interval, 150 MB. From 200,000 flows on the node does not track connections: its table is smaller.
+addresses, all IPv4 UDP). With --between-pods the node routes them to another pod, and tracks them:
+half as many packets, each counted at both pods, and every record has its conntrack entry.
+
+tracer runs as a user runs it and writes files; its CPU is what the scheduler counted, system calls
+included, over INTERVALS intervals; memory the most that was resident meanwhile. All packets must
+be in the files. Bars, for 100,000 flows: 0.5 s of one core an interval, 150 MB. From 200,000
+packets an interval on the node does not track connections: its table is smaller.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import re
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,7 @@ import duckdb
 from exactness import READERS
 from many_flows import SERVER_PORT, Sender, routed_pods
 from tools import TRACER, Running, Tool, running
-from two_pods import NODE, PODS, on_node, run
+from two_pods import BRIDGE, NODE, PODS, on_node, run
 
 FLOWS = (100_000, 1_000_000)
 INTERVALS, INTERVAL_S = 3, 10.0
@@ -35,12 +40,38 @@ ADDRESSES = 1000
 BAR_FLOWS, BAR_CPU_S, BAR_RSS_MB = 100_000, 0.5, 150
 
 
-def receive_everything(flows: int) -> None:
-    """Have the node take what is sent to any of the addresses."""
-    on = ("ip", "netns", "exec", NODE)
-    run(*on, "ip", "route", "add", "local", PREFIX, "dev", "lo")
-    if flows > MOST_TRACKED:
-        run(*on, "iptables", "-t", "raw", "-I", "PREROUTING", "-j", "CT", "--notrack")
+SENDER, SERVER = PODS
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured once."""
+
+    flows: int
+    """Records of one interval."""
+    format: str
+    between_pods: bool
+    options: tuple[str, ...]
+    """More of `tracer flows`."""
+
+    @property
+    def packets(self) -> int:
+        """Sent in one interval; between pods each is in two records."""
+        return self.flows // 2 if self.between_pods else self.flows
+
+
+def receive_everything(case: Case) -> None:
+    """Have the node, or the other pod, take what is sent to any of the addresses."""
+    receiver = SERVER if case.between_pods else NODE
+    run("ip", "-n", receiver, "route", "add", "local", PREFIX, "dev", "lo")
+    if case.between_pods:
+        run("ip", "-n", NODE, "route", "add", PREFIX, "via", PODS[SERVER])
+        for device in ("all", BRIDGE):
+            setting = f"net.ipv4.conf.{device}.send_redirects=0"
+            run("ip", "netns", "exec", NODE, "sysctl", "-qw", setting)
+    if case.packets > MOST_TRACKED:
+        untracked = ("-t", "raw", "-I", "PREROUTING", "-j", "CT", "--notrack")
+        run("ip", "netns", "exec", NODE, "iptables", *untracked)
 
 
 def peak_rss_mb(active: Running, *, anew: bool = False) -> float:
@@ -69,46 +100,58 @@ def await_written(active: Running) -> None:
     time.sleep(INTERVAL_S / 2)
 
 
-def rounds(sender: Sender, active: Running, flows: int) -> tuple[float, float]:
+def rounds(sender: Sender, active: Running, packets: int) -> tuple[float, float]:
     """CPU seconds of an interval, and peak memory in MB."""
-    sender.send(flows)
+    sender.send(packets)
     await_written(active)  # what a first interval makes is made once
     peak_rss_mb(active, anew=True)
     before_ns, begin_s = active.cpu_ns(), time.monotonic()
     for number in range(INTERVALS):
-        sender.send(flows)
+        sender.send(packets)
         time.sleep(max(0.0, begin_s + (number + 1) * INTERVAL_S - time.monotonic()))
     return (active.cpu_ns() - before_ns) / 1e9 / INTERVALS, peak_rss_mb(active)
 
 
-def measure(flows: int, form: str, directory: Path) -> dict[str, Any]:
+def measure(case: Case, directory: Path) -> dict[str, Any]:
     """The figures of one run."""
-    path = directory / ("flows" if form == "parquet" else "flows.jsonl")
-    words = ("--interval", f"{INTERVAL_S}s", "--max-flows", str(flows * 5 // 4), "--format", form)
+    path = directory / ("flows" if case.format == "parquet" else "flows.jsonl")
+    most = ("--interval", f"{INTERVAL_S}s", "--max-flows", str(case.flows * 5 // 4))
     files = ("--file-max-size", "64M", "--file-max-backups", "0", "--write", str(path))
-    argv = on_node(*TRACER, "flows", "--concurrent", *words, *files)
-    sender = Sender(
-        directory, NODE, FIRST_ADDRESS, SERVER_PORT, flows // ADDRESSES, ADDRESSES, 0, 0
-    )
+    words = (*most, "--format", case.format, *files, *case.options)
+    argv = on_node(*TRACER, "flows", "--concurrent", *words)
+    receiver = SERVER if case.between_pods else NODE
+    counts = (case.packets // ADDRESSES, ADDRESSES, 0, 0)
+    sender = Sender(directory, receiver, FIRST_ADDRESS, SERVER_PORT, *counts)
     try:
-        with running(Tool(f"flows-{form}", argv, "\ntracing"), directory) as active:
-            cpu_s, rss_mb = rounds(sender, active, flows)
+        with running(Tool(f"flows-{case.format}", argv, "\ntracing"), directory) as active:
+            cpu_s, rss_mb = rounds(sender, active, case.packets)
         sent = sum(one.sent.packets for one in sender.finish())
     finally:
         sender.kill()
-    reader = READERS[form].format(path.with_suffix(""))
-    query = f"""select sum(packets), count(transport) from {reader} where direction = 'egress'
-        and "netns.name" = '{next(iter(PODS))}' and coalesce(transport, 'udp') = 'udp'
-        and coalesce("network.type", 'ipv4') = 'ipv4'"""  # noqa: S608 - our own words
-    packets, records = duckdb.execute(query).fetchone() or (0, 0)
     return {
-        "format": form,
-        "flows": flows,
-        "records_an_interval": round(records / (INTERVALS + 1)),
+        "format": case.format,
+        "between_pods": case.between_pods,
+        "flows": case.flows,
+        **written(case, READERS[case.format].format(path.with_suffix(""))),
         "cpu_s_an_interval": round(cpu_s, 3),
         "peak_rss_mb": round(rss_mb, 1),
         "packets_sent": sent,
-        "packets_in_files": int(packets),
+    }
+
+
+def written(case: Case, reader: str) -> dict[str, int]:
+    """What the files hold of our packets, read by `reader`, DuckDB's words."""
+    ours = f"""from {reader} where coalesce(transport, 'udp') = 'udp'
+        and coalesce("network.type", 'ipv4') = 'ipv4' and "netns.name" in {tuple(PODS)}"""
+    one_end = f"""sum(packets) filter ("netns.name" = '{SENDER}' and direction = 'egress')"""
+    tracked = 'count("flow.id")' if case.between_pods else "0"
+    told = f"select count(transport), {tracked}, {one_end}, count(*) - count(transport) {ours}"
+    records, linked, packets, sums = duckdb.execute(told).fetchone() or (0, 0, 0, 0)
+    return {
+        "records_an_interval": round(records / (INTERVALS + 1)),
+        "tracked_an_interval": round(linked / (INTERVALS + 1)),
+        "packets_in_files": int(packets or 0),
+        "sums_by_device": sums,
     }
 
 
@@ -130,15 +173,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--flows", type=int, nargs="*", default=FLOWS, help="thousands of flows")
+    parser.add_argument("--flows", type=int, nargs="*", default=FLOWS, help="how many, one after the other")
     parser.add_argument("--format", choices=READERS, nargs="*", default=tuple(READERS))
+    parser.add_argument(
+        "--between-pods", action="store_true", help="routed, tracked, counted twice"
+    )
+    parser.add_argument("--options", default="", help="more words for tracer flows")
     arguments = parser.parse_args()
-    missed = []
+    missed, more = [], (arguments.between_pods, tuple(arguments.options.split()))
     for flows in arguments.flows:
         for form in arguments.format:
+            case = Case(flows, form, *more)
             with tempfile.TemporaryDirectory() as directory, routed_pods():
-                receive_everything(flows)
-                figures = measure(flows, form, Path(directory))
+                receive_everything(case)
+                figures = measure(case, Path(directory))
             print(json.dumps(figures), flush=True)
             missed += judge(figures)
     print("\n".join(missed), file=sys.stderr)
