@@ -73,7 +73,7 @@
 #define TRANSLATED_SLOTS (1 << 18) /* hashes of what NAT changes; a power of two */
 #define ANSWER_SLOTS 1024 /* flows of which each CPU knows an answer; a power of two */
 #define TOLD_SLOTS (1 << 18) /* hashes of connections that are told; a power of two */
-#define FLOW_SETS 1024 /* hashes of IPv4 flows that each CPU counts without the map; a power of two */
+#define FLOW_SETS 1024 /* hashes of IPv4 flows that each CPU keeps at hand; a power of two */
 #ifndef MAX_PLACES
 #define MAX_PLACES 16384
 #endif

@@ -42,7 +42,7 @@ static __always_inline __u32 *head_count(__u64 head)
 	if (!counts)
 		return NULL;
 	KNOWN_NOT_NULL(counts);
-	return &counts->packets[(hash >> 32) & (HEAD_SLOTS - 1)];
+	return &counts->packets[(hash >> 48) & (HEAD_SLOTS - 1)];
 }
 
 /* What is known of the packet with data at `head`, or of one that had it before. */
