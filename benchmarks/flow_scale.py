@@ -173,7 +173,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--flows", type=int, nargs="*", default=FLOWS, help="how many, one after the other")
+    parser.add_argument("--flows", type=int, nargs="*", default=FLOWS, help="of each run")
     parser.add_argument("--format", choices=READERS, nargs="*", default=tuple(READERS))
     parser.add_argument(
         "--between-pods", action="store_true", help="routed, tracked, counted twice"

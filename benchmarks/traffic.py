@@ -144,12 +144,13 @@ KINDS = (
     Kind("udp-rr", "64 B, ping-pong between two threads", partial(_blast, "udp-rr", 64)),
     Kind("udp-two", "64 B, a sender and a receiver, each on a CPU", partial(_blast, "udp-two", 64)),
     Kind("tcp", "a stream, one thread", partial(_blast, "tcp", 64), by_bytes=True),
-    Kind("churn", "connections of one request and one response", _churn),
-    Kind("flows-100k", "8 B to 71 B, 100,000 flows in turn", _many),
-    Kind("iperf-udp", "iperf3, UDP, 64 B", partial(_iperf, 5201, "-u -l 64 -b 0")),
     Kind("iperf-1", "iperf3, TCP, 1 flow", partial(_iperf, 5202, "-P 1"), by_bytes=True),
     Kind("iperf-8", "iperf3, TCP, 8 flows", partial(_iperf, 5203, "-P 8"), by_bytes=True),
     Kind("iperf-64", "iperf3, TCP, 64 flows", partial(_iperf, 5204, "-P 64"), by_bytes=True),
+    # Last, what leaves a tool work for seconds: 100,000 flows to be written, or as many drops.
+    Kind("iperf-udp", "iperf3, UDP, 64 B", partial(_iperf, 5201, "-u -l 64 -b 0")),
+    Kind("churn", "connections of one request and one response", _churn),
+    Kind("flows-100k", "8 B to 71 B, 100,000 flows in turn", _many),
 )
 MAIN = ("udp", "udp-rr", "udp-two", "tcp")
 """What is sent where nothing else is asked for."""

@@ -80,12 +80,16 @@ def no_details() -> Details:
 
 
 def added(held: Details, new: Details) -> Details:
-    """Both; what `new` tells wins."""
+    """Both; what `new` tells wins. Mostly nothing is held: then there is nothing to copy."""
     return Details(
-        np.concatenate((held.entries, new.entries)),
-        np.concatenate((held.transit_keys, new.transit_keys)),
-        np.concatenate((held.transits, new.transits)),
+        _behind(held.entries, new.entries),
+        _behind(held.transit_keys, new.transit_keys),
+        _behind(held.transits, new.transits),
     )
+
+
+def _behind(held: np.ndarray, new: np.ndarray) -> np.ndarray:
+    return np.concatenate((held, new)) if len(held) else new
 
 
 def wanted_by(details: Details, keys: np.ndarray) -> Details:
