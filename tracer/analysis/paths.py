@@ -23,7 +23,7 @@ from tracer.analysis.neighbours import asks_neighbour, neighbour_waits
 from tracer.analysis.packet import describe, parse
 from tracer.analysis.redirects import filter_fields, filters_by_place, redirects
 from tracer.analysis.uncollected import uncollected
-from tracer.analysis.untracked import STATES
+from tracer.analysis.untracked import state_without_entry
 from tracer.analysis.verdict import duration_ns, end_note, verdict_of
 from tracer.layout import layout
 from tracer.wall_time import time_texts
@@ -186,7 +186,7 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
     entry = int(path.batch.conntrack[path.number])
     if entry >= 0:
         record.update(_conntrack(view.entries[entry].tobytes()))
-    elif state := _state_without_entry(path, view):
+    elif state := state_without_entry(view.columns.changes, path.start, path.stop):
         record["conntrack.state"] = state
     record.update(service_fields(node, record))
     if path.retransmitted:
@@ -200,15 +200,6 @@ def _record(path: Path, view: _View, explained: Explain) -> Record:
         record["incomplete"] = missing
     record["hops"] = _hops(path, view)
     return record
-
-
-def _state_without_entry(path: Path, view: _View) -> str:
-    """`untracked`, `invalid`, or empty where nothing is known of conntrack."""
-    for row in range(path.start, path.stop):
-        for text in view.columns.changes.get(row, ()):
-            if text in STATES:
-                return STATES[text]
-    return ""
 
 
 def _hops(path: Path, view: _View) -> list[Record]:

@@ -9,11 +9,13 @@ import numpy as np
 from tracer.analysis.branches import HOP
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
-STATES = {"conntrack untracked": "untracked", "conntrack invalid (inferred)": "invalid"}
+_STATES = {"conntrack untracked": "untracked", "conntrack invalid (inferred)": "invalid"}
 """What is told of a packet without an entry → its `conntrack.state`."""
-UNTRACKED, INVALID = STATES
+UNTRACKED, INVALID = _STATES
 _TRACKING = (0, 3)
 """NF_INET_PRE_ROUTING and NF_INET_LOCAL_OUT: where conntrack looks at packets."""
 _FAMILIES = (2, 10)
@@ -49,3 +51,12 @@ class Tracking:
         since = np.array([self._since.get(place, never) for place in places], np.uint64)
         invalid: NDArray[np.int64] = row[times > since]
         return invalid
+
+
+def state_without_entry(changes: Mapping[int, Sequence[str]], start: int, stop: int) -> str:
+    """`untracked`, `invalid`, or empty: by what is told of the hops from `start` on."""
+    for row in range(start, stop):
+        for text in changes.get(row, ()):
+            if text in _STATES:
+                return _STATES[text]
+    return ""
