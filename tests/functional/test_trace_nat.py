@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import ExitStack, contextmanager, nullcontext
 
@@ -70,7 +69,7 @@ def neighbour(pod, version):
     neighbour that is not confirmed it is sent by the bridge's own device (br_netfilter).
     """
     address = pod.ip4 if version == 4 else pod.ip6
-    link = json.loads(pod.where.ip("-j link show dev eth0"))[0]["address"]
+    link = pod.where.link_address("eth0")
     node().ip(f"neigh replace {address} lladdr {link} dev {BRIDGE} nud permanent")
     try:
         meet(node(), pod.where, address)

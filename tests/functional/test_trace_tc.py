@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import ExitStack, contextmanager
 
@@ -22,10 +21,6 @@ BEYOND = "10.253.2.77"
 """An address of the second pod, to which the first one's way is by `out0`."""
 
 
-def link_address(where, device):
-    return json.loads(where.ip(f"-j link show dev {device}"))[0]["address"]
-
-
 @contextmanager
 def pods_of(name, net4, net6):
     """A node and two pods `eth0` -- `lxc1`, `lxc2` that know each other's link address."""
@@ -38,7 +33,7 @@ def pods_of(name, net4, net6):
             namespaces.join(End(node, f"lxc{number}", ()), End(pod, "eth0", own))
         for one, other, number in ((*pods, 2), (*reversed(pods), 1)):
             for address in (f"{net4}.{number}", f"{net6}::{number}"):
-                link = link_address(other, "eth0")
+                link = other.link_address("eth0")
                 one.ip(f"neigh replace {address} lladdr {link} dev eth0 nud permanent")
         yield node, *pods
 
@@ -53,7 +48,7 @@ def cilium(cluster):  # noqa: ARG001 - it sweeps away what a killed run left
         namespaces.join(End(node, "spare0", ()), End(node, "spare1", ()))
         namespaces.join(End(one, "out0", ()), End(one, "out1", ()))
         one.ip(f"route add {BEYOND} dev out0 src 10.253.2.1")
-        link = link_address(other, "eth0")
+        link = other.link_address("eth0")
         one.ip(f"neigh replace {BEYOND} lladdr {link} dev out0 nud permanent")
         other.ip(f"address add {BEYOND}/32 dev eth0")
         yield node, one, other

@@ -5,7 +5,6 @@ Made with few calls: a program starts slowly on an emulated processor, so `ip -b
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -189,8 +188,7 @@ def service(made: Bridged, pod: Host, port: int, target: int) -> Iterator[None]:
 def addressed(routed: Routed, to: Namespace, name: str) -> Iterator[None]:
     """What `left` sends beyond its router has the link address of device `name` in `to`."""
     left, gateway = routed.left.where, routed.left.ip4[:-1] + "1"
-    (device,) = json.loads(to.ip(f"-j link show dev {name}"))
-    left.ip(f"neigh replace {gateway} lladdr {device['address']} dev eth0 nud permanent")
+    left.ip(f"neigh replace {gateway} lladdr {to.link_address(name)} dev eth0 nud permanent")
     try:
         yield
     finally:

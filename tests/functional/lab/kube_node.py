@@ -6,7 +6,6 @@ namespaces. Names, addresses and Services are the recorded ones.
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,24 +134,20 @@ def _acquaint(made: KubeNode) -> None:
     ends = [*made.pods.values(), made.outside]
     gateway = made.node
     for end in ends:
-        inner = _link_address(end.where, "eth0")
+        inner = end.where.link_address("eth0")
         device = "eth0" if end == made.outside else BRIDGE
-        outer = _link_address(gateway, device)
+        outer = gateway.link_address(device)
         for version in (4, 6):
             near = (NODE if end == made.outside else GATEWAY)[version]
             gateway.ip(f"neigh replace {end.ip(version)} lladdr {inner} dev {device} nud permanent")
             end.where.ip(f"neigh replace {near} lladdr {outer} dev eth0 nud permanent")
             for other in made.pods.values():
                 if end not in (other, made.outside):
-                    address = _link_address(other.where, "eth0")
+                    address = other.where.link_address("eth0")
                     end.where.ip(
                         f"neigh replace {other.ip(version)} lladdr {address} dev eth0 nud permanent"
                     )
             meet(gateway, end.where, end.ip(version))
-
-
-def _link_address(where: Namespace, device: str) -> str:
-    return str(json.loads(where.ip(f"-j link show dev {device}"))[0]["address"])
 
 
 @contextmanager

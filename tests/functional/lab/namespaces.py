@@ -6,6 +6,7 @@ the namespace it was made in, so no helper program is needed to send a packet fr
 
 from __future__ import annotations
 
+import json
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ class Namespace:
         """Index of `device` in this namespace."""
         with self.entered():
             return socket.if_nametoindex(device)
+
+    def link_address(self, device: str) -> str:
+        """MAC address of `device` in this namespace."""
+        (told,) = json.loads(self.ip(f"-j link show dev {device}"))
+        return str(told["address"])
 
     def device_statistic(self, device: str, name: str) -> int:
         """One counter of `ip -s link`, as `rx_packets` or `tx_bytes`."""
